@@ -1,0 +1,167 @@
+"""The command swiprctl: arguments in, one line out, an exit status.
+
+Standard output carries an answer or nothing; every failure is one line on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import swiprctl
+from swiprctl.client import DEFAULT_TIMEOUT, Client
+from swiprctl.protocol import Result, SwiprError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, Final
+
+DONE: Final = 0
+NOT_SCORED: Final = 1
+USAGE: Final = 2
+NO_ANSWER: Final = 3
+"""The daemon was not reached, is busy, or ran out of time: nothing is said about the image."""
+
+NO_ANSWER_CODES: Final = frozenset(
+    {"cannot_connect", "busy", "timeout", "unavailable", "shutting_down"}
+)
+
+EPILOG: Final = """\
+exit status: 0 done; 1 the image could not be scored; 2 wrong usage;
+3 the daemon was not reached, is busy or ran out of time
+
+swiprctl --compute PATH speaks like the script that swipr replaces: it prints
+the scores, or -1 unknown, -2 no such path, -3 not analyzed, -4 not connected.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if (args.command is None) == (args.script_path is None):
+        parser.error("expected one command: compute, ping or status")
+    status = DONE
+    try:
+        with Client(args.socket, timeout=args.timeout) as client:
+            if args.script_path is None:
+                output = args.run(client, args)
+            else:
+                output = _tuple(client.compute(args.script_path))
+    except SwiprError as error:
+        status = _explain(error)
+        if args.script_path is None:
+            return status
+        # Callers of the script service parse its number from standard output.
+        output = str(error.number)
+    except KeyboardInterrupt:
+        return 130
+    return _print(output) or status
+
+
+def _print(output: str) -> int:
+    try:
+        print(output, flush=True)
+    except OSError as error:
+        # Keep the interpreter from trying to write the rest once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 141
+        print(f"swiprctl: cannot write the answer: {error.strerror}", file=sys.stderr)
+        return NOT_SCORED
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="swiprctl",
+        description="Ask swiprd for the scores of an image.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"swiprctl {swiprctl.__version__}")
+    _add_common(parser, None, DEFAULT_TIMEOUT)
+    parser.add_argument("--compute", metavar="PATH", dest="script_path", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="")
+    _add(commands, "compute", "print the scores of an image, as in 0.660000,0.340000", _compute)
+    commands.choices["compute"].add_argument("path", metavar="PATH", help="the image file")
+    _add(commands, "ping", "print pong when the daemon answers", _ping)
+    _add(commands, "status", "print what the daemon is doing", _status)
+    return parser
+
+
+def _add(commands: Any, name: str, help: str, run: Callable[..., str]) -> None:
+    parser = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+    parser.set_defaults(run=run)
+    # After the command too; left out there, what stood before it counts.
+    _add_common(parser, argparse.SUPPRESS, argparse.SUPPRESS)
+
+
+def _add_common(parser: argparse.ArgumentParser, socket: Any, timeout: Any) -> None:
+    parser.add_argument(
+        "--socket",
+        metavar="PATH",
+        default=socket,
+        help="the daemon's socket (default: $SWIPR_SOCKET, else"
+        " $XDG_RUNTIME_DIR/swipr/swipr.sock where it exists, else /run/swipr/swipr.sock)",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=timeout,
+        help=f"how long to wait for the answer (default: {DEFAULT_TIMEOUT:g})",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"expected seconds, above 0 and up to 86400, got {text!r}")
+    return seconds
+
+
+def _compute(client: Client, args: argparse.Namespace) -> str:
+    return _tuple(client.compute(args.path))
+
+
+def _ping(client: Client, args: argparse.Namespace) -> str:
+    client.ping()
+    return "pong"
+
+
+def _status(client: Client, args: argparse.Namespace) -> str:
+    status = client.status()
+    width = max(map(len, status))
+    return "\n".join(f"{key:<{width}}  {_words(value)}" for key, value in status.items())
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(map(_words, value)) or "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_words(item)}" for key, item in value.items()) or "-"
+    return str(value)
+
+
+def _tuple(result: Result) -> str:
+    return ",".join(f"{score:.6f}" for score in result.scores)
+
+
+def _explain(error: SwiprError) -> int:
+    # A file name may hold anything: what is shown stays one line and cannot steer a terminal.
+    message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
+    print(f"swiprctl: {message} ({error.code})", file=sys.stderr)
+    return NO_ANSWER if error.code in NO_ANSWER_CODES else NOT_SCORED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""The blocking client: one connection to swiprd, one request at a time.
+
+Standard library only. It opens the image itself and sends the descriptor, so the daemon needs no
+permission of its own to read it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+
+from swiprctl import protocol
+from swiprctl.protocol import Result, SwiprError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, Self
+
+SYSTEM_SOCKET: Final = "/run/swipr/swipr.sock"
+DEFAULT_TIMEOUT: Final = 15.0
+"""Seconds for one call: the daemon's own deadline for an image (10 s) and a little."""
+
+
+def default_socket() -> str:
+    """Return where the daemon is expected to listen.
+
+    ``$SWIPR_SOCKET``, else the user's own ``$XDG_RUNTIME_DIR/swipr/swipr.sock`` where that exists,
+    else ``/run/swipr/swipr.sock``.
+    """
+    named = os.environ.get("SWIPR_SOCKET")
+    if named:
+        return named
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        own = os.path.join(runtime, "swipr", "swipr.sock")
+        if os.path.exists(own):
+            return own
+    return SYSTEM_SOCKET
+
+
+class Client:
+    """A connection to swiprd, opened at the first call and kept.
+
+    ::
+
+        with Client() as client:
+            result = client.compute("cat.jpg")
+            print(result.scores)
+
+    Not safe for use by several threads at once: give each its own. After a time-out or a broken
+    connection the next call connects anew, so a late reply is never taken for another's.
+
+    Args:
+        socket_path: the daemon's socket; None means ``default_socket()``.
+        timeout: seconds that one call may take, connecting included.
+    """
+
+    def __init__(self, socket_path: str | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        if not timeout > 0:
+            raise ValueError(f"expected a timeout above 0 seconds, got {timeout}")
+        self.socket_path = default_socket() if socket_path is None else socket_path
+        self.timeout = timeout
+        self._socket: socket.socket | None = None
+        self._reader = protocol.LineReader(max_line=protocol.MAX_LINE)
+        self._last_id = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection. The next call would open another."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def compute(self, path: str | bytes | os.PathLike[str]) -> Result:
+        """Return the scores of the image at ``path``.
+
+        Raises:
+            SwiprError: see its ``code``: ``not_found``, ``permission_denied`` and ``not_a_file``
+                for a path that cannot be opened; ``cannot_connect`` and ``timeout`` where the
+                daemon does not answer; otherwise the daemon's own code.
+        """
+        name = os.fsdecode(path)
+        try:
+            fd = _open_image(name)
+            try:
+                reply = self._call({"path": os.path.abspath(name)}, fd)
+            finally:
+                os.close(fd)
+        except SwiprError as error:
+            if error.code in protocol.IMAGE_CODES:
+                error.message = f"{name}: {error.message}"
+            raise
+        return protocol.decode_result(reply)
+
+    def ping(self) -> None:
+        """Return when the daemon has answered; the model need not be loaded.
+
+        Raises:
+            SwiprError: ``cannot_connect`` or ``timeout``.
+        """
+        self._call({"op": "ping"})
+
+    def status(self) -> dict[str, Any]:
+        """Return the daemon's account of itself; PROTOCOL.md names the fields.
+
+        Raises:
+            SwiprError: ``cannot_connect`` or ``timeout``.
+        """
+        status = self._call({"op": "status"}).get("status")
+        if not isinstance(status, dict):
+            raise SwiprError("bad_reply", "the daemon's reply is malformed: no proper 'status'")
+        return status
+
+    def _call(self, request: dict[str, Any], fd: int | None = None) -> dict[str, Any]:
+        deadline = time.monotonic() + self.timeout
+        self._last_id += 1
+        line = protocol.encode({"id": self._last_id, **request})
+        whole = False
+        try:
+            if self._socket is None:
+                self._socket = _connect(self.socket_path, self.timeout)
+                self._reader = protocol.LineReader(max_line=protocol.MAX_LINE)
+            self._send(self._socket, line, fd, deadline)
+            reply = self._receive(self._socket, deadline)
+            whole = True
+        except TimeoutError:
+            raise SwiprError(
+                "timeout",
+                f"no answer from {self.socket_path} within {self.timeout:g} s;"
+                " give it more time or ask it for its status",
+            ) from None
+        except OSError as error:
+            raise SwiprError(
+                "cannot_connect", f"lost the daemon at {self.socket_path}: {error.strerror}"
+            ) from None
+        finally:
+            if not whole:
+                self.close()
+        return self._accept(reply)
+
+    def _accept(self, data: bytes) -> dict[str, Any]:
+        try:
+            reply = protocol.decode_reply(data, max_depth=protocol.MAX_DEPTH)
+            if reply.get("id") != self._last_id:
+                raise SwiprError(
+                    "bad_reply", f"expected the reply to request {self._last_id}, got another's"
+                )
+        except SwiprError as error:
+            if error.code == "bad_reply":
+                self.close()
+            raise
+        return reply
+
+    def _send(self, sock: socket.socket, line: bytes, fd: int | None, deadline: float) -> None:
+        _set_timeout(sock, deadline)
+        sent = socket.send_fds(sock, [line], [] if fd is None else [fd])
+        if sent < len(line):
+            _set_timeout(sock, deadline)
+            sock.sendall(line[sent:])
+
+    def _receive(self, sock: socket.socket, deadline: float) -> bytes:
+        while True:
+            line = self._reader.next_line()
+            if line is not None:
+                return line.data
+            _set_timeout(sock, deadline)
+            data = sock.recv(65536)
+            if not data:
+                raise SwiprError(
+                    "cannot_connect",
+                    f"the daemon at {self.socket_path} closed the connection without an answer;"
+                    " try again, and see its log if it happens twice",
+                )
+            self._reader.feed(data)
+
+
+def _connect(path: str, timeout: float) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # A full backlog makes a Unix connect wait, but only a blocking one: with Python's own
+        # time-outs it would fail at once with EAGAIN. SO_SNDTIMEO bounds that wait in the kernel.
+        seconds = int(timeout)
+        microseconds = max(1, int((timeout - seconds) * 1e6))
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, microseconds)
+        )
+        sock.connect(path)
+    except BlockingIOError:
+        sock.close()
+        raise TimeoutError from None
+    except OSError as error:
+        sock.close()
+        raise SwiprError("cannot_connect", _why_not(path, error)) from None
+    return sock
+
+
+def _why_not(path: str, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return (
+            f"no daemon at {path}: there is no such socket;"
+            " start swiprd or name its socket with --socket or SWIPR_SOCKET"
+        )
+    if isinstance(error, ConnectionRefusedError):
+        return f"no daemon at {path}: nothing listens there; start swiprd"
+    if isinstance(error, PermissionError):
+        return (
+            f"no permission for {path}; ask for membership in the socket's group and log in again"
+        )
+    return f"cannot connect to {path}: {error.strerror or error}"
+
+
+def _set_timeout(sock: socket.socket, deadline: float) -> None:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    sock.settimeout(left)
+
+
+def _open_image(path: str) -> int:
+    # O_NONBLOCK: a FIFO without a writer must not hang us. The daemon looks at what it is.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags)
+    except (FileNotFoundError, NotADirectoryError):
+        raise SwiprError("not_found", "no such file") from None
+    except PermissionError:
+        raise SwiprError("permission_denied", "no permission to read it") from None
+    except OSError as error:
+        raise SwiprError("not_a_file", f"cannot be opened: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the name
+        raise SwiprError("not_found", f"no such file: {error}") from None

@@ -1,0 +1,130 @@
+"""The command swiprd: settings in, sockets and signals wired to the server, exit status out.
+
+The only reader of the environment and the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import swiprctl
+from swiprctl.client import SYSTEM_SOCKET
+from swiprd.config import SETTINGS, Config, ConfigError, load_config
+from swiprd.listen import ListenError, OwnSocket
+from swiprd.server import Server
+from swiprd.supervisor import Supervisor
+from swiprd.systemd import ActivationError, listen_fds, notify
+
+log = logging.getLogger("swiprd")
+
+DONE: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+
+PATHS: Final = ("model", "socket")
+"""Settings that may be relative to the current folder when they are given as flags."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon in the foreground and return its exit status."""
+    args = vars(_parser().parse_args(argv))
+    notify_address = os.environ.pop("NOTIFY_SOCKET", None)  # not for the workers
+    try:
+        config = load_config(file=args.pop("config"), environment=os.environ, flags=args)
+        _log_to_stderr(config.log_level)
+        inherited = listen_fds(os.environ)
+        own = None if inherited else OwnSocket(_socket_path(config, os.environ))
+    except ConfigError as error:
+        return _fail(error, USAGE)
+    except (ActivationError, ListenError) as error:
+        return _fail(error, FAILED)
+    listeners = [own.socket] if own else inherited
+    log.info("listening at %s", ", ".join(str(sock.getsockname()) for sock in listeners))
+    try:
+        asyncio.run(_serve(config, listeners, activated=own is None, notify_address=notify_address))
+    finally:
+        if own is not None:
+            own.remove()
+    log.info("stopped")
+    return DONE
+
+
+def run() -> None:
+    """Run ``main`` and leave. What the console script calls."""
+    status = main()
+    logging.shutdown()
+    # A thread that hangs in an open() on a dead file system would keep sys.exit() waiting.
+    os._exit(status)
+
+
+async def _serve(
+    config: Config,
+    listeners: Sequence[socket.socket],
+    *,
+    activated: bool,
+    notify_address: str | None,
+) -> None:
+    supervisor = Supervisor(config)
+    server = Server(config, listeners, supervisor, activated=activated)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(supervisor.run())
+        notify(notify_address, "READY=1")
+        await server.run()
+        notify(notify_address, "STOPPING=1")
+        supervisor.stop()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="swiprd",
+        usage="swiprd [--config FILE] [--SETTING VALUE ...]",
+        description="Keep an image classifier warm and answer over a Unix socket.",
+        epilog="Settings come from /etc/swipr/swiprd.toml, SWIPRD_* variables, then flags.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=80),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"swiprd {swiprctl.__version__}")
+    parser.add_argument("--config", metavar="FILE", help="settings, instead of the usual file")
+    for setting in SETTINGS:
+        parser.add_argument(
+            setting.flag,
+            metavar=setting.metavar,
+            help=setting.help,
+            type=os.path.abspath if setting.name in PATHS else str,
+        )
+    return parser
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(format="swiprd: %(message)s", level=level.upper(), stream=sys.stderr)
+
+
+def _socket_path(config: Config, environment: Mapping[str, str]) -> str:
+    if config.socket is not None:
+        return config.socket
+    if os.geteuid() == 0:
+        return SYSTEM_SOCKET
+    runtime = environment.get("XDG_RUNTIME_DIR")
+    if not runtime:
+        raise ConfigError("no place to listen: give --socket, or set XDG_RUNTIME_DIR")
+    return os.path.join(runtime, "swipr", "swipr.sock")
+
+
+def _fail(error: Exception, status: int) -> int:
+    print(f"swiprd: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,138 @@
+"""Lines and descriptors over a connected Unix stream socket.
+
+``receive`` is the one place that knows how the kernel hands out descriptors; the worker calls it
+on a blocking socket. ``Channel`` is the same in an event loop, for the front: towards its clients
+and towards its workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+from typing import Final
+
+from swiprctl.protocol import Line, LineReader
+
+_CHUNK: Final = 4096
+_MAX_FDS: Final = 4  # one is allowed; a few more, so that a second one is noticed
+
+
+def receive(sock: socket.socket, reader: LineReader) -> bool:
+    """Receive once from ``sock`` into ``reader``; False at the end of the stream.
+
+    At most the rest of one line is taken. The kernel may hand out a descriptor together with
+    bytes that were sent before it, or with several lines that were sent along with it; by never
+    reading past a newline, a descriptor can only arrive with the line whose bytes it was sent
+    with.
+
+    Raises:
+        BlockingIOError: nothing is there, on a non-blocking socket.
+        OSError: the connection is broken.
+    """
+    waiting = sock.recv(_CHUNK, socket.MSG_PEEK)
+    if not waiting:
+        return False
+    size = waiting.find(b"\n") + 1 or len(waiting)
+    data, fds, flags, _ = socket.recv_fds(sock, size, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    lost = bool(flags & socket.MSG_CTRUNC)
+    for fd in reader.feed(data, fds, fds_lost=lost):
+        os.close(fd)
+    return True
+
+
+class Channel:
+    """A connected, non-blocking socket in the event loop.
+
+    One task receives; any number may send, and their lines never mix. The owner closes it.
+    """
+
+    def __init__(self, sock: socket.socket, *, max_line: int) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._reader = LineReader(max_line=max_line)
+        self._loop = asyncio.get_running_loop()
+        self._sending = asyncio.Lock()
+        self._readable: asyncio.Future[None] | None = None
+        self._no_more = False
+
+    async def receive(self) -> Line | None:
+        """Return the next line; None at the end of the stream. The caller owns its descriptor.
+
+        Raises:
+            SwiprError: ``too_long``; nothing more can be received then.
+            OSError: the connection is broken.
+        """
+        while (line := self._reader.next_line()) is None:
+            try:
+                if not receive(self._socket, self._reader):
+                    return None
+            except BlockingIOError:
+                if self._no_more:
+                    return None
+                await self._wait_readable()
+        return line
+
+    def stop_receiving(self) -> None:
+        """Let ``receive`` hand out what has arrived by now and then end, as if the peer had."""
+        self._no_more = True
+        if self._readable is not None and not self._readable.done():
+            self._readable.set_result(None)
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes received of a line whose newline has not come."""
+        return self._reader.unfinished
+
+    def peer_is_gone(self) -> bool:
+        """Tell a peer that closed, and will read nothing more, from one that only stopped sending."""
+        poll = select.poll()
+        poll.register(self._socket, 0)
+        return bool(poll.poll(0))  # POLLHUP and POLLERR come unasked
+
+    async def send(self, data: bytes, fd: int | None = None) -> None:
+        """Send ``data`` whole, and ``fd`` with its first byte.
+
+        Raises:
+            OSError: the connection is broken.
+        """
+        async with self._sending:
+            sent = 0
+            while sent < len(data):
+                try:
+                    if fd is not None:
+                        sent = socket.send_fds(self._socket, [data], [fd])
+                        fd = None
+                    else:
+                        sent += self._socket.send(data[sent:])
+                except BlockingIOError:
+                    await self._wait_writable()
+
+    def close(self) -> None:
+        """Close the socket, and any descriptor that arrived and was not handed out."""
+        for fd in self._reader.release():
+            os.close(fd)
+        self._socket.close()
+
+    async def _wait_readable(self) -> None:
+        self._readable = self._loop.create_future()
+        self._loop.add_reader(self._socket, _wake, self._readable)
+        try:
+            await self._readable
+        finally:
+            self._loop.remove_reader(self._socket)
+            self._readable = None
+
+    async def _wait_writable(self) -> None:
+        writable: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_writer(self._socket, _wake, writable)
+        try:
+            await writable
+        finally:
+            self._loop.remove_writer(self._socket)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

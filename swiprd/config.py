@@ -1,0 +1,215 @@
+"""What can be set, from where, and what is acceptable.
+
+One table, ``SETTINGS``, says it all: the configuration file, the environment and the command line
+are three ways to write the same names. Later ones win: defaults, file, ``SWIPRD_*``, flags. Nothing
+here reads the environment or the command line by itself; ``__main__`` hands them in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+DEFAULT_FILE: Final = "/etc/swipr/swiprd.toml"
+ENVIRONMENT_PREFIX: Final = "SWIPRD_"
+DEFAULT_BUNDLE: Final = str(Path(__file__).parent / "data" / "animal.safetensors")
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+class ConfigError(ValueError):
+    """A setting, or the file that holds it, is not acceptable; the message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Every setting of the daemon, validated.
+
+    Attributes:
+        model: absolute path of the bundle to serve.
+        socket: absolute path to listen at when systemd hands over no socket; None: the usual place.
+        workers: worker processes, each with a model of its own.
+        threads: threads that one worker computes with; 0: the processors there are, shared out.
+        idle_timeout: seconds without a request after which workers go; 0: never.
+        compute_timeout: seconds for one image, from the moment a worker has it.
+        load_timeout: seconds for a worker to load the model and check it.
+        drain_timeout: seconds that requests under way are given when the daemon stops.
+        max_queue: computes that may wait for a worker; one more is refused as busy.
+        max_file_mib: largest image file, in MiB.
+        max_megapixels: largest image, in millions of pixels, looked at before it is decoded.
+        log_level: least severe level that is logged.
+    """
+
+    model: str
+    socket: str | None
+    workers: int
+    threads: int
+    idle_timeout: float
+    compute_timeout: float
+    load_timeout: float
+    drain_timeout: float
+    max_queue: int
+    max_file_mib: int
+    max_megapixels: float
+    log_level: str
+
+    @property
+    def threads_per_worker(self) -> int:
+        """Threads for one worker, the 0 of ``threads`` worked out for this machine."""
+        if self.threads:
+            return self.threads
+        return max(1, len(os.sched_getaffinity(0)) // self.workers)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table: how a setting is written, checked and explained."""
+
+    name: str
+    default: Any
+    metavar: str
+    help: str
+    check: Callable[[Any], Any]
+
+    @property
+    def flag(self) -> str:
+        """The command-line flag, as in ``--idle-timeout``."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable, as in ``SWIPRD_IDLE_TIMEOUT``."""
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise ValueError("an absolute path")
+    return value
+
+
+def _socket_path(value: Any) -> str:
+    path = _path(value)
+    if len(os.fsencode(path)) > 107:  # sun_path of unix(7), less its closing NUL
+        raise ValueError("an absolute path of at most 107 bytes")
+    return path
+
+
+def _integer(low: int, high: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        try:
+            number = int(value) if isinstance(value, str) else value
+        except ValueError:
+            number = None
+        if type(number) is not int or not low <= number <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return number
+
+    return check
+
+
+def _number(low: float, high: float, *, or_zero: bool = False) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        try:
+            number = float(value) if isinstance(value, (str, int, float)) else None
+        except (ValueError, OverflowError):
+            number = None
+        if isinstance(value, bool) or number is None:
+            number = -1.0
+        if not (low <= number <= high or (or_zero and number == 0)):
+            raise ValueError(f"{'0 or ' if or_zero else ''}a number from {low:g} to {high:g}")
+        return number
+
+    return check
+
+
+def _level(value: Any) -> str:
+    if value not in LOG_LEVELS:
+        raise ValueError(f"one of {', '.join(LOG_LEVELS)}")
+    return str(value)
+
+
+_DAY = 86400.0
+
+SETTINGS: Final = (
+    Setting("model", DEFAULT_BUNDLE, "BUNDLE", "model to serve", _path),
+    Setting("socket", None, "PATH", "where to listen unless systemd says", _socket_path),
+    Setting("workers", 1, "N", "worker processes", _integer(1, 64)),
+    Setting("threads", 0, "N", "threads a worker; 0: processors/workers", _integer(0, 256)),
+    Setting(
+        "idle_timeout",
+        900.0,
+        "S",
+        "free the memory after S idle seconds; 0: never",
+        _number(0.1, 365 * _DAY, or_zero=True),
+    ),
+    Setting("compute_timeout", 10.0, "S", "seconds for one image", _number(0.1, 3600)),
+    Setting("load_timeout", 120.0, "S", "seconds to load the model", _number(1, 3600)),
+    Setting("drain_timeout", 30.0, "S", "seconds to finish when stopped", _number(0, 3600)),
+    Setting("max_queue", 128, "N", "images waiting before 'busy'", _integer(1, 100_000)),
+    Setting("max_file_mib", 32, "N", "largest image file, MiB", _integer(1, 1024)),
+    Setting("max_megapixels", 50.0, "N", "largest image, megapixels", _number(0.001, 1000)),
+    Setting("log_level", "info", "LEVEL", "|".join(LOG_LEVELS), _level),
+)
+
+assert [s.name for s in SETTINGS] == [f.name for f in fields(Config)]
+
+
+def load_config(
+    *, file: str | None, environment: Mapping[str, str], flags: Mapping[str, str | None]
+) -> Config:
+    """Return the configuration: defaults, then ``file``, then the environment, then flags.
+
+    Args:
+        file: path of the TOML file; None means ``DEFAULT_FILE``, which need not exist.
+        environment: where ``SWIPRD_*`` is looked up.
+        flags: setting name to what its flag was given, None or absent where it was not.
+
+    Raises:
+        ConfigError: names the setting and its origin, what was got and what is expected.
+    """
+    values = {setting.name: setting.default for setting in SETTINGS}
+    by_name = {setting.name: setting for setting in SETTINGS}
+    path = DEFAULT_FILE if file is None else file
+    for key, value in _read_file(path, must_exist=file is not None).items():
+        if key not in by_name:
+            raise ConfigError(f"{path}: no setting {key!r}, expected one of {', '.join(by_name)}")
+        values[key] = _checked(by_name[key], value, f"{key} in {path}")
+    for setting in SETTINGS:
+        if setting.variable in environment:
+            written = environment[setting.variable]
+            values[setting.name] = _checked(setting, written, setting.variable)
+    for setting in SETTINGS:
+        given = flags.get(setting.name)
+        if given is not None:
+            values[setting.name] = _checked(setting, given, setting.flag)
+    return Config(**values)
+
+
+def _checked(setting: Setting, value: Any, origin: str) -> Any:
+    try:
+        return setting.check(value)
+    except ValueError as expected:
+        raise ConfigError(f"{origin}: expected {expected}, got {value!r}") from None
+
+
+def _read_file(path: str, *, must_exist: bool) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except FileNotFoundError:
+        if not must_exist:
+            return {}
+        raise ConfigError(f"{path}: no such file; name another with --config") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    # Only now: most daemons have no file, and the parser would cost every start.
+    import tomllib
+
+    try:
+        return tomllib.loads(text.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None

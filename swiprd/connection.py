@@ -1,0 +1,111 @@
+"""One client's connection: its requests are read one after another and answered side by side.
+
+A request without an id is answered in its turn among those without one; a request with an id as
+soon as its answer is there. What the requests mean is the server's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from swiprctl import protocol
+from swiprctl.protocol import Line, Request, SwiprError
+from swiprd.channel import Channel
+
+log = logging.getLogger("swiprd")
+
+MAX_IN_FLIGHT: Final = 64
+"""Requests of one connection that are answered at a time; the next is read when one is done."""
+
+Answer = Callable[[Request | SwiprError], Awaitable[bytes]]
+"""Turns a request, or what was wrong with it, into the line to reply. Raises nothing."""
+
+
+class Connection:
+    """Reads requests from ``sock`` and sends what ``answer`` makes of them."""
+
+    def __init__(self, sock: socket.socket, answer: Answer) -> None:
+        self._channel = Channel(sock, max_line=protocol.MAX_LINE)
+        self._answer = answer
+        self._task: asyncio.Task[None] | None = None
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._one_done = asyncio.Event()
+        self._last_in_turn: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Serve until the client is done and everything it asked is answered, or it is gone."""
+        self._task = asyncio.current_task()
+        try:
+            # A broken connection ends its whole group: nobody is there to be answered.
+            async with asyncio.TaskGroup() as group:
+                await self._read(group)
+        except* OSError as gone:
+            log.debug("a client left: %s", gone.exceptions[0])
+        finally:
+            self._channel.close()
+
+    def stop_reading(self) -> None:
+        """Answer what has arrived by now, then end."""
+        self._channel.stop_receiving()
+
+    def abandon(self) -> None:
+        """Drop everything; the client is given no more time."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _read(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            try:
+                line = await self._channel.receive()
+            except SwiprError as too_long:
+                self._begin(group, too_long)
+                return
+            if line is None:
+                break
+            self._begin(group, _decode(line))
+            while len(self._in_flight) >= MAX_IN_FLIGHT:
+                self._one_done.clear()
+                await self._one_done.wait()
+        if self._channel.peer_is_gone():
+            raise ConnectionResetError("it closed the connection")
+        if self._channel.unfinished:
+            message = "the last line is cut off: expected a newline at its end"
+            self._begin(group, SwiprError("bad_request", message))
+
+    def _begin(self, group: asyncio.TaskGroup, request: Request | SwiprError) -> None:
+        before = self._last_in_turn if request.id is None else None
+        task = group.create_task(self._respond(request, before))
+        if request.id is None:
+            self._last_in_turn = task
+        self._in_flight.add(task)
+        # As a callback, because a task that is cancelled before it begins runs no code of its own.
+        fd = request.fd if isinstance(request, Request) else None
+        task.add_done_callback(lambda done: self._end(done, fd))
+
+    def _end(self, task: asyncio.Task[None], fd: int | None) -> None:
+        if fd is not None:
+            os.close(fd)
+        self._in_flight.discard(task)
+        self._one_done.set()
+
+    async def _respond(
+        self, request: Request | SwiprError, before: asyncio.Task[None] | None
+    ) -> None:
+        reply = await self._answer(request)
+        if before is not None:
+            await asyncio.wait([before])
+        await self._channel.send(reply)
+
+
+def _decode(line: Line) -> Request | SwiprError:
+    try:
+        return protocol.decode_request(line, max_depth=protocol.MAX_DEPTH)
+    except SwiprError as error:
+        if line.fd is not None:
+            os.close(line.fd)
+        return error

@@ -1,0 +1,91 @@
+"""A listening Unix socket of our own, for a daemon that no service manager handed one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from typing import Final
+
+MODE: Final = 0o660
+BACKLOG: Final = 128
+
+
+class ListenError(Exception):
+    """The socket cannot be had; the message says what stands in the way."""
+
+
+class OwnSocket:
+    """A bound, listening, non-blocking Unix stream socket, and its file.
+
+    A file left behind by a dead daemon is replaced, but only when it is a socket on which nobody
+    answers. ``remove`` takes the file away again, unless another daemon has replaced it since.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Bind ``path`` with mode 0660; its folder is made when missing.
+
+        Raises:
+            ListenError: somebody answers there, something else stands there, or no permission.
+        """
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            self._bind()
+            # Between bind and listen nobody can connect, so nobody gets in under a looser mode.
+            os.chmod(path, MODE)
+            self.socket.listen(BACKLOG)
+            self.socket.setblocking(False)
+            self._identity = _identity(path)
+        except OSError as error:
+            self.socket.close()
+            raise ListenError(f"cannot listen at {path}: {error.strerror or error}") from None
+        except ListenError:
+            self.socket.close()
+            raise
+
+    def _bind(self) -> None:
+        try:
+            self.socket.bind(self.path)
+        except OSError:
+            _remove_stale(self.path)
+            self.socket.bind(self.path)
+
+    def remove(self) -> None:
+        """Close the socket and remove its file."""
+        try:
+            if _identity(self.path) == self._identity:
+                os.unlink(self.path)
+        except OSError:
+            pass  # gone already, or no longer ours to remove
+        self.socket.close()
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return  # bind failed for another reason and will say so again
+    if not stat.S_ISSOCK(mode):
+        raise ListenError(
+            f"cannot listen at {path}: something that is no socket stands there; remove it or"
+            " choose another path"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # its backlog is full: very much alive
+    raise ListenError(
+        f"cannot listen at {path}: a daemon answers there already; stop it or choose another path"
+    )

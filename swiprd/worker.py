@@ -1,0 +1,124 @@
+"""The worker process: it gets descriptors of image files and gives back scores.
+
+The front starts it with one socket and nothing else. Every message is a line of the same protocol
+that clients speak::
+
+    front  {"model": "/…/animal.safetensors", "threads": 2, …}      once, the settings
+    worker {"ready": {"model": "sha256:…", "labels": […], …}}       or {"error": {…}}, and it exits
+    front  {"id": 1}  with the image's descriptor beside it          again and again
+    worker {"id": 1, "scores": […], …}  or  {"id": 1, "error": {…}}
+
+It holds nothing that would need saving, so the front ends it with SIGKILL. When the front is gone
+the socket ends, and so does the worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from swiprctl import protocol
+from swiprctl.protocol import Line, Result, SwiprError
+from swiprd.channel import receive
+from swiprd.files import read_image
+
+if TYPE_CHECKING:
+    from swiprd.model import Model
+
+log = logging.getLogger("swiprd.worker")
+
+
+def main() -> int:
+    """Serve the front over the socket whose descriptor is the only argument."""
+    # The front decides when a worker ends: a drain goes on after the Ctrl-C that began it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(format="swiprd worker: %(message)s", level=logging.WARNING)
+    link = _Link(socket.socket(fileno=int(sys.argv[1])))
+    settings = link.receive()
+    if settings is None:
+        return 0
+    try:
+        model, limits = _load(protocol.decode(settings.data, max_depth=protocol.MAX_DEPTH))
+    except SwiprError as error:
+        link.send(protocol.encode_error(error))
+        return 1
+    link.send(protocol.encode({"ready": _describe(model)}))
+    while (line := link.receive()) is not None:
+        link.send(_answer(line, model, limits))
+    return 0
+
+
+class _Link:
+    """The socket to the front, one line at a time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reader = protocol.LineReader(max_line=protocol.MAX_LINE)
+
+    def receive(self) -> Line | None:
+        while (line := self._reader.next_line()) is None:
+            if not receive(self._socket, self._reader):
+                return None
+        return line
+
+    def send(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+
+def _load(settings: dict[str, Any]) -> tuple[Model, int]:
+    try:
+        # Only now: a worker whose front is gone need not load torch to find out.
+        import torch
+
+        from swiprd.bundle import read_bundle
+        from swiprd.model import Model
+
+        torch.set_num_threads(settings["threads"])
+        model = Model(read_bundle(settings["model"]), max_pixels=settings["max_pixels"])
+        model.check_golden()
+    except Exception as error:
+        # BundleError says all there is to say; whatever else comes, the front must hear of it.
+        if type(error).__name__ != "BundleError":
+            log.exception("cannot load the model")
+        raise SwiprError("unavailable", f"{error or type(error).__name__}") from None
+    return model, settings["max_bytes"]
+
+
+def _describe(model: Model) -> dict[str, Any]:
+    return {
+        "model": model.digest,
+        "labels": model.labels,
+        "engine": model.engine,
+        "precision": model.precision,
+    }
+
+
+def _answer(line: Line, model: Model, max_bytes: int) -> bytes:
+    began = time.perf_counter()
+    id = protocol.decode(line.data, max_depth=protocol.MAX_DEPTH).get("id")
+    fd = line.fd
+    assert fd is not None, "the front sends a descriptor with every request"
+    try:
+        scores = model.compute(read_image(fd, max_bytes=max_bytes))
+    except SwiprError as error:
+        error.id = id
+        return protocol.encode_error(error)
+    except Exception as error:
+        log.exception("cannot score a picture")
+        return protocol.encode_error(
+            SwiprError("internal", f"the worker failed: {error or type(error).__name__}", id)
+        )
+    finally:
+        os.close(fd)
+    ms = round((time.perf_counter() - began) * 1000, 3)
+    return protocol.encode_result(id, Result(scores, model.labels, model.digest, ms))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

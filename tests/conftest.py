@@ -1,0 +1,82 @@
+"""What every test shares: a place, a daemon, and a look at what is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Daemon
+
+StartDaemon = Callable[..., Daemon]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Fail a test that leaves a descriptor, a child process or a thread behind."""
+    before = _held()
+    yield
+    gc.collect()
+    after = _held()
+    left = {kind: after[kind] - before[kind] for kind in after}
+    assert not any(left.values()), f"the test left behind: {left}"
+
+
+def _held() -> dict[str, set[str]]:
+    descriptors = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that listed them
+            descriptors.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+    children = {
+        pid
+        for task in Path("/proc/self/task").iterdir()
+        for pid in (task / "children").read_text().split()
+        if int(pid) not in Daemon.running
+    }
+    threads = {thread.name for thread in threading.enumerate()}
+    return {"descriptors": descriptors, "processes": children, "threads": threads}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder of the test's own, with a path short enough for a Unix socket."""
+    path = tempfile.mkdtemp(prefix="swipr-")
+    yield Path(path)
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def start_daemon(folder: Path) -> Iterator[StartDaemon]:
+    """Start a daemon of the test's own; it must end well when it is stopped."""
+    daemons: list[Daemon] = []
+
+    def start(*flags: str, **options: object) -> Daemon:
+        place = folder / str(len(daemons))
+        place.mkdir()
+        daemons.append(Daemon(place, *flags, **options))  # type: ignore[arg-type]
+        return daemons[-1]
+
+    yield start
+    for daemon in daemons:
+        if daemon.pid in Daemon.running:
+            assert daemon.stop() == 0, daemon.log()
+
+
+@pytest.fixture(scope="session")
+def daemon() -> Iterator[Daemon]:
+    """One daemon with its model loaded, for all tests that leave it as it was."""
+    path = Path(tempfile.mkdtemp(prefix="swipr-"))
+    daemon = Daemon(path)
+    try:
+        daemon.wait_ready()
+        yield daemon
+    finally:
+        assert daemon.stop() == 0, daemon.log()
+        shutil.rmtree(path)
