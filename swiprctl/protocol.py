@@ -1,7 +1,7 @@
 """The wire between a program and swiprd: newline-delimited JSON.
 
-Bytes in, objects out. Nothing here opens a socket, a file or a clock, or imports what
-the client can do without: the client, the daemon's front and its worker all speak through this one file.
+Bytes in, objects out. Nothing here opens a socket, a file or a clock, or imports what the client
+can do without: the client, the daemon's front and its worker all speak through this one file.
 PROTOCOL.md is the reference for people.
 
 The two directions::
@@ -234,7 +234,7 @@ class LineReader:
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """Return ``message`` as one line: compact, ASCII (``\\u`` escapes), newline at the end."""
+    """Return ``message`` as one line: compact, other than ASCII escaped, newline at the end."""
     text = json.dumps(message, separators=(",", ":"), allow_nan=False)
     return text.encode("ascii") + b"\n"
 
@@ -465,12 +465,11 @@ def decode_reply(data: bytes, *, max_depth: int) -> dict[str, Any]:
         raise SwiprError("bad_reply", f"the daemon's reply is malformed: {error}") from None
     if "error" not in message:
         return message
-    error = message["error"]
-    code = _field(error, "code", str)
-    raised = SwiprError(code, _field(error, "message", str), id)
-    raised.number = _field(error, "number", int)
-    raised.retryable = _field(error, "retryable", bool)
-    raise raised
+    found = message["error"]
+    failure = SwiprError(_field(found, "code", str), _field(found, "message", str), id)
+    failure.number = _field(found, "number", int)
+    failure.retryable = _field(found, "retryable", bool)
+    raise failure
 
 
 def decode_result(message: dict[str, Any]) -> Result:
@@ -486,7 +485,7 @@ def decode_result(message: dict[str, Any]) -> Result:
             "bad_reply",
             f"the daemon's reply is malformed: {len(scores)} scores for {len(labels)} labels",
         )
-    ms = message.get("ms")
+    ms: Any = message.get("ms")
     if not _is_number(ms):
         raise SwiprError("bad_reply", "the daemon's reply is malformed: no proper 'ms'")
     return Result(scores, labels, _field(message, "model", str), ms)

@@ -361,7 +361,7 @@ class _Fields:
         return tuple(self._list(key, (int,), "whole numbers", count))
 
     def number(self, key: str) -> float:
-        value = self._found.get(key)
+        value: Any = self._found.get(key)
         if type(value) not in (int, float) or not math.isfinite(value):
             raise BundleError(f"expected {key!r} of {self._name} to be a number, got {value!r:.60}")
         return float(value)

@@ -86,7 +86,7 @@ class Channel:
         return self._reader.unfinished
 
     def peer_is_gone(self) -> bool:
-        """Tell a peer that closed, and will read nothing more, from one that only stopped sending."""
+        """Whether the peer has closed: it reads no more, where one that only ended sending does."""
         poll = select.poll()
         poll.register(self._socket, 0)
         return bool(poll.poll(0))  # POLLHUP and POLLERR come unasked

@@ -18,6 +18,7 @@ from PIL import (
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
     TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
 )
 
@@ -51,15 +52,14 @@ def decode(data: bytes, rules: Preprocessing, *, max_pixels: int) -> Image.Image
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a stranger's picture is no reason to write to the log
-            image = Image.open(io.BytesIO(data), formats=rules.formats)
-            _check_size(image, max_pixels)
-            turn = _turn(image, rules)
-            image.load()
-            image = _to_rgb(image)
+            opened = Image.open(io.BytesIO(data), formats=rules.formats)
+            _check_size(opened, max_pixels)
+            turn = _turn(opened, rules)
+            image = _to_rgb(opened)
             return image if turn is None else image.transpose(turn)
     except SwiprError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise SwiprError(
             "not_an_image", f"expected a picture in one of {', '.join(rules.formats)}"
         ) from None
@@ -78,12 +78,12 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         )
 
 
-def _turn(image: Image.Image, rules: Preprocessing) -> Image.Transpose | None:
+def _turn(image: ImageFile.ImageFile, rules: Preprocessing) -> Image.Transpose | None:
     is_jpeg = image.format in ("JPEG", "MPO")
     if rules.orientation == "ignore" or (rules.orientation == "jpeg" and not is_jpeg):
         return None
     try:
-        return _TURNS.get(image.getexif().get(_EXIF_ORIENTATION))
+        return _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # a broken EXIF block does not make the picture unreadable
         return None
 
@@ -91,6 +91,7 @@ def _turn(image: Image.Image, rules: Preprocessing) -> Image.Transpose | None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     mode = image.mode
     if mode == "RGB":
+        image.load()
         return image
     if mode.startswith("I"):
         # Pillow's own conversion clips to 255. I;16 and its kin, and I where pillow widens 16 bits.

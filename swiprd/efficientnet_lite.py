@@ -1,7 +1,7 @@
 """EfficientNet-Lite0, the architecture of the default bundle; torchvision has none of its family.
 
-From the specification in TensorFlow's models repository (``tpu/efficientnet/lite``): EfficientNet-B0
-without squeeze-and-excitation, with ReLU6 for swish, and with stem and head of fixed width.
+As specified in TensorFlow's TPU models (``efficientnet/lite``): EfficientNet-B0 without
+squeeze-and-excitation, with ReLU6 for swish, and with stem and head of fixed width.
 """
 
 from __future__ import annotations

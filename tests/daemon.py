@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -54,7 +53,7 @@ class Daemon:
 
     def _listens(self) -> bool:
         assert self.process.poll() is None, f"the daemon ended: {self.log()}"
-        return os.path.exists(self.path) and "listening" in self.log() or self._is_activated()
+        return "listening at" in self.log() or self._is_activated()
 
     def _is_activated(self) -> bool:
         # Somebody else listens for it, and it starts with the first client.
