@@ -6,6 +6,7 @@ permission of its own to read it.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -122,14 +123,14 @@ class Client:
         deadline = time.monotonic() + self.timeout
         self._last_id += 1
         line = protocol.encode({"id": self._last_id, **request})
-        whole = False
         try:
-            if self._socket is None:
-                self._socket = _connect(self.socket_path, self.timeout)
-                self._reader = protocol.LineReader(max_line=protocol.MAX_LINE)
-            self._send(self._socket, line, fd, deadline)
-            reply = self._receive(self._socket, deadline)
-            whole = True
+            try:
+                reply = self._exchange(line, fd, deadline)
+            except ConnectionError:
+                # The daemon we were connected to went away without an answer: restarted, or gone
+                # idle under socket activation. Its successor is asked; no request has an effect
+                # that asking twice would double.
+                reply = self._exchange(line, fd, deadline)
         except TimeoutError:
             raise SwiprError(
                 "timeout",
@@ -138,12 +139,25 @@ class Client:
             ) from None
         except OSError as error:
             raise SwiprError(
-                "cannot_connect", f"lost the daemon at {self.socket_path}: {error.strerror}"
+                "cannot_connect",
+                f"the daemon at {self.socket_path} twice closed the connection without an answer"
+                f" ({error.strerror}); see its log",
             ) from None
+        return self._accept(reply)
+
+    def _exchange(self, line: bytes, fd: int | None, deadline: float) -> bytes:
+        whole = False
+        try:
+            if self._socket is None:
+                self._socket = _connect(self.socket_path, deadline - time.monotonic())
+                self._reader = protocol.LineReader(max_line=protocol.MAX_LINE)
+            self._send(self._socket, line, fd, deadline)
+            reply = self._receive(self._socket, deadline)
+            whole = True
+            return reply
         finally:
             if not whole:
                 self.close()
-        return self._accept(reply)
 
     def _accept(self, data: bytes) -> dict[str, Any]:
         try:
@@ -167,23 +181,24 @@ class Client:
 
     def _receive(self, sock: socket.socket, deadline: float) -> bytes:
         while True:
-            line = self._reader.next_line()
+            try:
+                line = self._reader.next_line()
+            except SwiprError as error:
+                raise SwiprError("bad_reply", f"the daemon's reply is malformed: {error}") from None
             if line is not None:
                 return line.data
             _set_timeout(sock, deadline)
             data = sock.recv(65536)
             if not data:
-                raise SwiprError(
-                    "cannot_connect",
-                    f"the daemon at {self.socket_path} closed the connection without an answer;"
-                    " try again, and see its log if it happens twice",
-                )
+                raise ConnectionResetError(errno.ECONNRESET, "end of the stream")
             self._reader.feed(data)
 
 
 def _connect(path: str, timeout: float) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        if timeout <= 0:
+            raise TimeoutError
         # A full backlog makes a Unix connect wait, but only a blocking one: with Python's own
         # time-outs it would fail at once with EAGAIN. SO_SNDTIMEO bounds that wait in the kernel.
         seconds = int(timeout)
@@ -192,7 +207,7 @@ def _connect(path: str, timeout: float) -> socket.socket:
             socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, microseconds)
         )
         sock.connect(path)
-    except BlockingIOError:
+    except (BlockingIOError, TimeoutError):
         sock.close()
         raise TimeoutError from None
     except OSError as error:

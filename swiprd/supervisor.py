@@ -192,7 +192,6 @@ class _Slot:
             if await self._serve_with_one_worker():
                 continue
             if self.refuses:
-                self.state = "failed"
                 await self._cool_down()
             else:
                 self.state = "idle"
@@ -229,6 +228,7 @@ class _Slot:
         self.failure = reason
         self.refuses = self._failed_starts >= PATIENCE
         if self.refuses:
+            self.state = "failed"
             self._supervisor.fail_if_hopeless()
         log.error("the model cannot be served: %s", reason)
         return not self.refuses

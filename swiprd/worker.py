@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from swiprctl import protocol
 from swiprctl.protocol import Line, Result, SwiprError
+from swiprd.bundle import BundleError, read_bundle
 from swiprd.channel import receive
 from swiprd.files import read_image
 
@@ -73,20 +74,20 @@ class _Link:
 
 def _load(settings: dict[str, Any]) -> tuple[Model, int]:
     try:
-        # Only now: a worker whose front is gone need not load torch to find out.
+        bundle = read_bundle(settings["model"])
+        # Only now: a bundle that cannot be served is told at once, not after seconds of loading.
         import torch
 
-        from swiprd.bundle import read_bundle
         from swiprd.model import Model
 
         torch.set_num_threads(settings["threads"])
-        model = Model(read_bundle(settings["model"]), max_pixels=settings["max_pixels"])
+        model = Model(bundle, max_pixels=settings["max_pixels"])
         model.check_golden()
+    except BundleError as error:
+        raise SwiprError("unavailable", str(error)) from None
     except Exception as error:
-        # BundleError says all there is to say; whatever else comes, the front must hear of it.
-        if type(error).__name__ != "BundleError":
-            log.exception("cannot load the model")
-        raise SwiprError("unavailable", f"{error or type(error).__name__}") from None
+        log.exception("cannot load the model")
+        raise SwiprError("unavailable", f"the worker failed: {error!r}") from None
     return model, settings["max_bytes"]
 
 

@@ -58,8 +58,7 @@ def start_daemon(folder: Path) -> Iterator[StartDaemon]:
     daemons: list[Daemon] = []
 
     def start(*flags: str, **options: object) -> Daemon:
-        place = folder / str(len(daemons))
-        place.mkdir()
+        place = Path(tempfile.mkdtemp(dir=folder))
         daemons.append(Daemon(place, *flags, **options))  # type: ignore[arg-type]
         return daemons[-1]
 

@@ -34,22 +34,38 @@ class Daemon:
     Args:
         folder: an empty folder with a short path; the socket and the log go there.
         flags: what stands on its command line after ``--socket``.
-        command: what is started instead, where it is not just the daemon.
+        command: what is started instead, where it is not just the daemon; its word SOCKET
+            stands for the path of the socket.
+        pass_fds: descriptors that it inherits.
     """
 
     running: set[int] = set()  # noqa: RUF012 - shared on purpose: whom the leak check expects
 
-    def __init__(self, folder: Path, *flags: str, command: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        command: Sequence[str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
         self.path = str(folder / "s")
         self._log = folder / "log"
         self.began = time.monotonic()
+        words = command or [*SWIPRD, "--socket", "SOCKET", *flags]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                command or [*SWIPRD, "--socket", self.path, *flags], stderr=log, cwd=folder
+                [self.path if word == "SOCKET" else word for word in words],
+                stderr=log,
+                cwd=folder,
+                pass_fds=pass_fds,
             )
         self.pid = self.process.pid
         self.running.add(self.pid)
-        wait_until(self._listens, f"a daemon at {self.path}; its log: {self.log()}", 30)
+        try:
+            wait_until(self._listens, f"a daemon at {self.path}", 30)
+        except BaseException:
+            self._end()
+            raise
 
     def _listens(self) -> bool:
         assert self.process.poll() is None, f"the daemon ended: {self.log()}"
@@ -94,9 +110,12 @@ class Daemon:
         try:
             return self.process.wait(60)
         finally:
-            self.process.kill()
-            self.process.wait()
-            self.running.discard(self.pid)
+            self._end()
+
+    def _end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.running.discard(self.pid)
 
 
 def exchange(sock: socket.socket, data: bytes) -> list[bytes]:

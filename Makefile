@@ -1,0 +1,28 @@
+# make demo   set everything up, score two photographs through the real daemon, stop it again
+# make test   set everything up, run all tests, linters and the type checker
+# make clean  remove what the two have made
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/pip --disable-pip-version-check install --constraint constraints.txt
+
+demo: $(VENV)/installed
+	tools/demo $(VENV)/bin
+
+test: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: demo test clean

@@ -1,0 +1,114 @@
+"""What pip installs, and the shape of the tree: packages, layers, linters."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+FLOORS = {
+    "swiprctl.protocol": 0,
+    "swiprctl.client": 1,
+    "swiprctl": 1,
+    "swiprd.config": 1,
+    "swiprd.systemd": 1,
+    "swiprd.listen": 1,
+    "swiprd.files": 1,
+    "swiprd.bundle": 1,
+    "swiprd.channel": 1,
+    "swiprd.efficientnet_lite": 1,
+    "swiprd.decode": 2,
+    "swiprd.preprocess": 2,
+    "swiprd.supervisor": 2,
+    "swiprd.connection": 2,
+    "swiprd.model": 3,
+    "swiprd.server": 3,
+    "swiprd.worker": 4,
+    "swiprctl.__main__": 4,
+    "swiprd.__main__": 4,
+}
+"""Where each module stands; it may import only from floors below its own."""
+
+TORCH_MODULES = {"swiprd.efficientnet_lite", "swiprd.preprocess", "swiprd.model", "swiprd.worker"}
+PILLOW_MODULES = {"swiprd.decode", "swiprd.preprocess"}
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in ("swiprctl", "swiprd")
+        for path in sorted((ROOT / package).glob("*.py"))
+    }
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def test_imports_point_down_only() -> None:
+    """No module imports one of its own floor or above, and swiprctl never imports swiprd."""
+    floors = FLOORS | {"swiprd": 0}
+    assert modules().keys() == floors.keys()
+    for name, path in modules().items():
+        for imported in (imports(path) & floors.keys()) - {"swiprd"}:
+            if name != "swiprctl" and imported == "swiprctl":
+                continue  # the package's face: its version and public names
+            assert floors[imported] < floors[name] or name == "swiprctl", f"{name}: {imported}"
+            assert not (name.startswith("swiprctl") and imported.startswith("swiprd"))
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"), [("torch", TORCH_MODULES), ("PIL", PILLOW_MODULES)]
+)
+def test_heavy_packages_are_imported_by_few(package: str, allowed: set[str]) -> None:
+    """Torch and pillow have their known importers, and those alone."""
+    importers = {
+        name
+        for name, path in modules().items()
+        if any(imported.split(".")[0] == package for imported in imports(path))
+    }
+    assert importers == allowed
+
+
+def test_the_client_works_without_the_requirements(folder: Path) -> None:
+    """Installed with --no-deps, swiprctl runs; the wheel carries the model and the types."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = ["wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
+    subprocess.run([*pip, *build], check=True, capture_output=True)
+    (wheel,) = folder.glob("swipr-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"swiprd/data/animal.safetensors", "swiprctl/py.typed", "swiprd/py.typed"} <= set(names)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "v"], check=True)
+    target = next((folder / "v" / "lib").glob("python3*")) / "site-packages"
+    install = ["install", "-q", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run([*pip, *install], check=True, capture_output=True)
+    command = [folder / "v" / "bin" / "python", "-P", "-m", "swiprctl"]
+    done = subprocess.run(
+        [*command, "--socket", folder / "none", "ping"], capture_output=True, text=True
+    )
+    assert done.returncode == 3
+    assert "no daemon at" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("ruff", "check"), ("ruff", "format", "--check"), ("mypy",)], ids=" ".join
+)
+def test_linters_and_types_are_content(command: tuple[str, ...]) -> None:
+    """The linter, the formatter and the type checker find nothing."""
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
