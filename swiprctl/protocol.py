@@ -32,6 +32,8 @@ MAX_LINE: Final = 65536
 """Longest line in bytes, its newline included."""
 MAX_DEPTH: Final = 16
 """Deepest nesting of arrays and objects in one line."""
+MAX_MESSAGE: Final = 5000
+"""Characters of an error's message that are sent: escaped, they still fit in a line."""
 MAX_ID_BYTES: Final = 128
 """Longest string ``id``, counted in UTF-8 bytes."""
 MAX_ID_INTEGER: Final = 2**63 - 1
@@ -445,7 +447,7 @@ def encode_error(error: SwiprError) -> bytes:
             "error": {
                 "code": error.code,
                 "number": error.number,
-                "message": error.message,
+                "message": error.message[:MAX_MESSAGE],
                 "retryable": error.retryable,
             },
         }

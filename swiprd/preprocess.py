@@ -9,8 +9,10 @@ the same over columns, so one representation serves: ``Taps``.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from PIL import Image
@@ -18,6 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from swiprd.bundle import Preprocessing
+
+STRIP_BYTES: Final = 2**20
+"""Source pixels that are worked on at a time, in bytes; as floats four times that."""
 
 
 def preprocess(image: Image.Image, rules: Preprocessing) -> Tensor:
@@ -30,16 +35,28 @@ def preprocess(image: Image.Image, rules: Preprocessing) -> Tensor:
     ratio = rules.short_side / min(width, height)
     rows = _cropped_taps(height, ratio, rules)
     columns = _cropped_taps(width, ratio, rules)
-    # The rectangle that the crop looks at, straight from the decoder's rows.
-    image = image.crop((columns.first, rows.first, columns.stop, rows.stop))
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    pixels = pixels.view(image.height, image.width * 3).float()
-    scaled = rows.sum(pixels)
-    across = scaled.view(rules.crop, image.width, 3).transpose(0, 1).reshape(image.width, -1)
+    scaled = torch.cat(
+        [strip.sum(_pixels(image, strip, columns)) for strip in _strips(rows, width)]
+    )
+    across = scaled.view(rules.crop, -1, 3).transpose(0, 1).flatten(1)
     scaled = columns.sum(across).view(rules.crop, rules.crop, 3)
     mean, std = torch.tensor(rules.mean), torch.tensor(rules.std)
     normalised = (scaled / rules.scale - mean) / std
     return normalised.transpose(0, 1).contiguous().permute(2, 0, 1).unsqueeze(0)
+
+
+def _strips(rows: Taps, width: int) -> list[Taps]:
+    """Cut ``rows`` into parts whose source pixels stay in the processor's cache."""
+    outputs = len(rows.offsets)
+    count = math.ceil((rows.stop - rows.first) * width * 3 / STRIP_BYTES)
+    return rows.split(math.ceil(outputs / count))
+
+
+def _pixels(image: Image.Image, rows: Taps, columns: Taps) -> Tensor:
+    """Return the part of ``image`` that is looked at: float32 (rows, columns * 3)."""
+    part = image.crop((columns.first, rows.first, columns.stop, rows.stop))
+    pixels = torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8)
+    return pixels.view(part.height, -1).float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +81,28 @@ class Taps:
         """Return the weighted sums: float32 (source rows, n) to (outputs, n)."""
         return functional.embedding_bag(
             self.indexes, rows, self.offsets, mode="sum", per_sample_weights=self.weights
+        )
+
+    def split(self, size: int) -> list[Taps]:
+        """Return taps for ``size`` outputs at a time, in order."""
+        if size >= len(self.offsets):
+            return [self]
+        starts = range(0, len(self.offsets), size)
+        borders = [*self.offsets[::size].tolist(), len(self.indexes)]
+        return [
+            self._part(slice(begin, end), self.offsets[start : start + size] - begin)
+            for start, (begin, end) in zip(starts, itertools.pairwise(borders), strict=True)
+        ]
+
+    def _part(self, part: slice, offsets: Tensor) -> Taps:
+        indexes = self.indexes[part]
+        first, last = int(indexes.min()), int(indexes.max())
+        return Taps(
+            self.first + first,
+            self.first + last + 1,
+            indexes - first,
+            offsets,
+            self.weights[part],
         )
 
 
