@@ -10,7 +10,7 @@ import os
 import sys
 
 import swiprctl
-from swiprctl.client import DEFAULT_TIMEOUT, Client
+from swiprctl.client import DEFAULT_TIMEOUT, MAX_TIMEOUT, Client
 from swiprctl.protocol import Result, SwiprError
 
 TYPE_CHECKING = False
@@ -62,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print(output: str) -> int:
+    if sys.stdout is None:
+        _tell("cannot write the answer: standard output is closed")
+        return NOT_SCORED
     try:
         print(output, flush=True)
     except OSError as error:
@@ -69,7 +72,7 @@ def _print(output: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return 141
-        print(f"swiprctl: cannot write the answer: {error.strerror}", file=sys.stderr)
+        _tell(f"cannot write the answer: {error.strerror}")
         return NOT_SCORED
     return DONE
 
@@ -122,8 +125,10 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"expected seconds, above 0 and up to 86400, got {text!r}")
+    if not 0 < seconds <= MAX_TIMEOUT:
+        raise argparse.ArgumentTypeError(
+            f"expected seconds, above 0 and up to {MAX_TIMEOUT:g}, got {text!r}"
+        )
     return seconds
 
 
@@ -138,7 +143,7 @@ def _ping(client: Client, args: argparse.Namespace) -> str:
 
 def _status(client: Client, args: argparse.Namespace) -> str:
     status = client.status()
-    width = max(map(len, status))
+    width = max(map(len, status), default=0)
     return "\n".join(f"{key:<{width}}  {_words(value)}" for key, value in status.items())
 
 
@@ -159,8 +164,18 @@ def _tuple(result: Result) -> str:
 def _explain(error: SwiprError) -> int:
     # A file name may hold anything: what is shown stays one line and cannot steer a terminal.
     message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
-    print(f"swiprctl: {message} ({error.code})", file=sys.stderr)
+    _tell(f"{message} ({error.code})")
     return NO_ANSWER if error.code in NO_ANSWER_CODES else NOT_SCORED
+
+
+def _tell(message: str) -> None:
+    # Whether or not it can be told, the exit status says the same.
+    if sys.stderr is not None:
+        line = f"swiprctl: {message}\n".encode(sys.stderr.encoding, "backslashreplace")
+        try:  # noqa: SIM105 - contextlib would add to every start
+            os.write(sys.stderr.fileno(), line)
+        except OSError:
+            pass
 
 
 if __name__ == "__main__":

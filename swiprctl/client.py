@@ -19,9 +19,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, Self
 
+    from swiprctl.protocol import RequestId
+
 SYSTEM_SOCKET: Final = "/run/swipr/swipr.sock"
 DEFAULT_TIMEOUT: Final = 15.0
 """Seconds for one call: the daemon's own deadline for an image (10 s) and a little."""
+MAX_TIMEOUT: Final = 86400.0
+"""Seconds that one call may be given at most: a day."""
 
 
 def default_socket() -> str:
@@ -55,12 +59,17 @@ class Client:
 
     Args:
         socket_path: the daemon's socket; None means ``default_socket()``.
-        timeout: seconds that one call may take, connecting included.
+        timeout: seconds that one call may take, connecting included; at most ``MAX_TIMEOUT``.
+
+    Raises:
+        ValueError: ``timeout`` is out of its range.
     """
 
     def __init__(self, socket_path: str | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
-        if not timeout > 0:
-            raise ValueError(f"expected a timeout above 0 seconds, got {timeout}")
+        if not 0 < timeout <= MAX_TIMEOUT:
+            raise ValueError(
+                f"expected a timeout above 0 and up to {MAX_TIMEOUT:g} seconds, got {timeout}"
+            )
         self.socket_path = default_socket() if socket_path is None else socket_path
         self.timeout = timeout
         self._socket: socket.socket | None = None
@@ -149,7 +158,7 @@ class Client:
         whole = False
         try:
             if self._socket is None:
-                self._socket = _connect(self.socket_path, deadline - time.monotonic())
+                self._socket = _connect(self.socket_path, deadline)
                 self._reader = protocol.LineReader(max_line=protocol.MAX_LINE)
             self._send(self._socket, line, fd, deadline)
             reply = self._receive(self._socket, deadline)
@@ -162,21 +171,27 @@ class Client:
     def _accept(self, data: bytes) -> dict[str, Any]:
         try:
             reply = protocol.decode_reply(data, max_depth=protocol.MAX_DEPTH)
-            if reply.get("id") != self._last_id:
-                raise SwiprError(
-                    "bad_reply", f"expected the reply to request {self._last_id}, got another's"
-                )
+            self._check_id(reply.get("id"))
         except SwiprError as error:
+            if error.id is not None:  # the daemon may not know the id of what it refuses
+                self._check_id(error.id)
             if error.code == "bad_reply":
                 self.close()
             raise
         return reply
 
+    def _check_id(self, id: RequestId) -> None:
+        if id != self._last_id:
+            self.close()
+            raise SwiprError(
+                "bad_reply", f"expected the reply to request {self._last_id}, got another's"
+            )
+
     def _send(self, sock: socket.socket, line: bytes, fd: int | None, deadline: float) -> None:
-        _set_timeout(sock, deadline)
+        sock.settimeout(_left(deadline))
         sent = socket.send_fds(sock, [line], [] if fd is None else [fd])
         if sent < len(line):
-            _set_timeout(sock, deadline)
+            sock.settimeout(_left(deadline))
             sock.sendall(line[sent:])
 
     def _receive(self, sock: socket.socket, deadline: float) -> bytes:
@@ -187,33 +202,48 @@ class Client:
                 raise SwiprError("bad_reply", f"the daemon's reply is malformed: {error}") from None
             if line is not None:
                 return line.data
-            _set_timeout(sock, deadline)
+            sock.settimeout(_left(deadline))
             data = sock.recv(65536)
             if not data:
                 raise ConnectionResetError(errno.ECONNRESET, "end of the stream")
             self._reader.feed(data)
 
 
-def _connect(path: str, timeout: float) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _connect(path: str, deadline: float) -> socket.socket:
+    sock = None
     try:
-        if timeout <= 0:
-            raise TimeoutError
-        # A full backlog makes a Unix connect wait, but only a blocking one: with Python's own
-        # time-outs it would fail at once with EAGAIN. SO_SNDTIMEO bounds that wait in the kernel.
-        seconds = int(timeout)
-        microseconds = max(1, int((timeout - seconds) * 1e6))
-        sock.setsockopt(
-            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, microseconds)
-        )
-        sock.connect(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        while True:
+            _set_connect_timeout(sock, deadline)
+            sock.connect(path)
+            # A signal that interrupts the wait leaves Python believing that it has connected.
+            if _is_connected(sock):
+                return sock
     except (BlockingIOError, TimeoutError):
+        error: Exception = TimeoutError()
+    except OSError as reason:
+        error = SwiprError("cannot_connect", _why_not(path, reason))
+    if sock is not None:
         sock.close()
-        raise TimeoutError from None
+    raise error
+
+
+def _set_connect_timeout(sock: socket.socket, deadline: float) -> None:
+    # A full backlog makes a Unix connect wait, but only a blocking one: with Python's own
+    # time-outs it would fail at once with EAGAIN. SO_SNDTIMEO bounds that wait in the kernel.
+    seconds = _left(deadline)
+    timeval = struct.pack("ll", int(seconds), max(1, int(seconds % 1 * 1e6)))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
     except OSError as error:
-        sock.close()
-        raise SwiprError("cannot_connect", _why_not(path, error)) from None
-    return sock
+        if error.errno == errno.ENOTCONN:
+            return False
+        raise
+    return True
 
 
 def _why_not(path: str, error: OSError) -> str:
@@ -231,11 +261,11 @@ def _why_not(path: str, error: OSError) -> str:
     return f"cannot connect to {path}: {error.strerror or error}"
 
 
-def _set_timeout(sock: socket.socket, deadline: float) -> None:
+def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
-    sock.settimeout(left)
+    return left
 
 
 def _open_image(path: str) -> int:

@@ -18,7 +18,7 @@ arrived, so whoever reads the socket must not hand over a later line's bytes in 
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections import deque
 
 TYPE_CHECKING = False  # typing itself would double the client's start-up
@@ -110,7 +110,7 @@ class SwiprError(Exception):
     """
 
     def __init__(self, code: str, message: str, id: RequestId = None) -> None:
-        super().__init__(message)
+        super().__init__(code, message, id)  # what unpickling calls again
         self.code = code
         self.message = message
         self.id = id
@@ -172,6 +172,8 @@ class LineReader:
         Returns:
             The descriptors that are not wanted: the caller closes them.
         """
+        if self._too_long:
+            return fds
         refused: Sequence[int] = ()
         if fds_lost:
             self._fd_fault = "a descriptor was lost on the way, so the request cannot be trusted"
@@ -194,6 +196,7 @@ class LineReader:
             length = (end if end >= 0 else len(self._buffer)) + 1 - start
             if length > self._max_line:
                 self._too_long = True
+                start = len(self._buffer)
             elif end < 0:
                 break
             else:
@@ -354,8 +357,10 @@ def decode_request(line: Line, *, max_depth: int) -> Request:
     path = message.get("path")
     if op == "compute":
         _check_path(path, line.fd, id)
-    elif line.fd is not None:
-        raise SwiprError("bad_request", f"a descriptor came with {op}, which takes none", id)
+    else:
+        path = None
+        if line.fd is not None:
+            raise SwiprError("bad_request", f"a descriptor came with {op}, which takes none", id)
     return Request(id, op, path, line.fd)
 
 
@@ -494,7 +499,8 @@ def decode_result(message: dict[str, Any]) -> Result:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    # Not math.isfinite, which fails on an integer that no float can hold.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _field(message: Any, key: str, kind: type) -> Any:

@@ -101,9 +101,13 @@ def _parser() -> argparse.ArgumentParser:
             setting.flag,
             metavar=setting.metavar,
             help=setting.help,
-            type=os.path.abspath if setting.name in PATHS else str,
+            type=_absolute if setting.name in PATHS else str,
         )
     return parser
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if path else ""  # which is no path, and is refused as such
 
 
 def _log_to_stderr(level: str) -> None:

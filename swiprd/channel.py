@@ -7,6 +7,7 @@ and towards its workers.
 
 from __future__ import annotations
 
+import array
 import asyncio
 import os
 import select
@@ -16,7 +17,8 @@ from typing import Final
 from swiprctl.protocol import Line, LineReader
 
 _CHUNK: Final = 4096
-_MAX_FDS: Final = 4  # one is allowed; a few more, so that a second one is noticed
+# One descriptor is allowed; room for a few more, so that a second one is noticed.
+_ANCILLARY_SIZE: Final = socket.CMSG_SPACE(4 * array.array("i").itemsize)
 
 
 def receive(sock: socket.socket, reader: LineReader) -> bool:
@@ -35,7 +37,12 @@ def receive(sock: socket.socket, reader: LineReader) -> bool:
     if not waiting:
         return False
     size = waiting.find(b"\n") + 1 or len(waiting)
-    data, fds, flags, _ = socket.recv_fds(sock, size, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    # Not socket.recv_fds: in Python 3.11 it forgets its flags.
+    data, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
     lost = bool(flags & socket.MSG_CTRUNC)
     for fd in reader.feed(data, fds, fds_lost=lost):
         os.close(fd)

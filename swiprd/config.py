@@ -193,7 +193,15 @@ def _checked(setting: Setting, value: Any, origin: str) -> Any:
     try:
         return setting.check(value)
     except ValueError as expected:
-        raise ConfigError(f"{origin}: expected {expected}, got {value!r}") from None
+        raise ConfigError(f"{origin}: expected {expected}, got {_shown(value)}") from None
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer too long for Python to print
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _read_file(path: str, *, must_exist: bool) -> dict[str, Any]:
@@ -211,5 +219,7 @@ def _read_file(path: str, *, must_exist: bool) -> dict[str, Any]:
 
     try:
         return tomllib.loads(text.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not TOML: nested too deeply") from None

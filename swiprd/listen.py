@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from typing import Final
 
 MODE: Final = 0o660
@@ -32,10 +35,11 @@ class OwnSocket:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-            self._bind()
-            # Between bind and listen nobody can connect, so nobody gets in under a looser mode.
-            os.chmod(path, MODE)
-            self.socket.listen(BACKLOG)
+            with _alone_at(path):
+                self._bind()
+                # Before it listens nobody can connect, so nobody gets in under a looser mode.
+                os.chmod(path, MODE)
+                self.socket.listen(BACKLOG)
             self.socket.setblocking(False)
             self._identity = _identity(path)
         except OSError as error:
@@ -60,6 +64,36 @@ class OwnSocket:
         except OSError:
             pass  # gone already, or no longer ours to remove
         self.socket.close()
+
+
+@contextlib.contextmanager
+def _alone_at(path: str) -> Iterator[None]:
+    """Keep other starting daemons waiting.
+
+    What is bound and does not listen yet looks just like what a dead daemon left behind. The lock
+    is a file beside the socket that only our own user can open, so nobody else can hold it.
+    """
+    name = path + ".lock"
+    while True:
+        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_still_at(name, lock):  # its last holder may have removed it meanwhile
+                try:
+                    yield
+                finally:
+                    os.unlink(name)
+                return
+        finally:
+            os.close(lock)
+
+
+def _is_still_at(name: str, fd: int) -> bool:
+    found = os.fstat(fd)
+    try:
+        return _identity(name) == (found.st_dev, found.st_ino)
+    except FileNotFoundError:
+        return False
 
 
 def _identity(path: str) -> tuple[int, int]:

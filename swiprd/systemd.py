@@ -35,15 +35,24 @@ def listen_fds(environment: MutableMapping[str, str]) -> list[socket.socket]:
     pid, count, names = (environment.pop(name, None) for name in VARIABLES)
     if pid is None and count is None:
         return []
-    if pid is None or not pid.isascii() or not pid.isdigit():
+    addressee = _number(pid)
+    if addressee is None:
         raise ActivationError(f"expected LISTEN_PID to be a process id, got {pid!r}")
-    if int(pid) != os.getpid():
+    if addressee != os.getpid():
         return []  # meant for another process; sd_listen_fds(3) passes over it too
-    if count is None or not count.isascii() or not count.isdigit() or not 1 <= int(count) <= 16:
+    number = _number(count)
+    if number is None or not 1 <= number <= 16:
         raise ActivationError(f"expected LISTEN_FDS to be a count from 1 to 16, got {count!r}")
-    if names is not None and len(names.split(":")) != int(count):
-        raise ActivationError(f"expected {count} names in LISTEN_FDNAMES, got {names!r}")
-    return [_listener(fd) for fd in range(FIRST_FD, FIRST_FD + int(count))]
+    if names is not None and len(names.split(":")) != number:
+        raise ActivationError(f"expected {number} names in LISTEN_FDNAMES, got {names!r}")
+    return [_listener(fd) for fd in range(FIRST_FD, FIRST_FD + number)]
+
+
+def _number(text: str | None) -> int | None:
+    """Return the unsigned 32-bit number in ``text``, None when it is none."""
+    if text is None or not (text.isascii() and text.isdigit() and len(text) <= 10):
+        return None
+    return int(text)
 
 
 def _listener(fd: int) -> socket.socket:
@@ -74,9 +83,9 @@ def notify(address: str | None, *assignments: str) -> None:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.setblocking(False)
             sock.sendto("\n".join(assignments).encode(), address)
-        except OSError:
-            pass
+    except OSError:
+        pass

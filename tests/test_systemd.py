@@ -115,9 +115,7 @@ def test_taken_sockets_do_not_block_and_are_not_inherited(folder: Path) -> None:
     with listening(folder / "a", folder / "b") as socks:
         for sock in socks:
             sock.setblocking(True)
-        told = receive(
-            [sock.fileno() for sock in socks], {"LISTEN_PID": "mine", "LISTEN_FDS": "2"}
-        )
+        told = receive([sock.fileno() for sock in socks], {"LISTEN_PID": "mine", "LISTEN_FDS": "2"})
     assert [sock["blocking"] for sock in told["sockets"]] == [False, False]
     assert [sock["inheritable"] for sock in told["sockets"]] == [False, False]
 
@@ -125,9 +123,7 @@ def test_taken_sockets_do_not_block_and_are_not_inherited(folder: Path) -> None:
 def test_only_as_many_as_were_announced_are_taken(folder: Path) -> None:
     """Descriptor 4 is somebody else's when LISTEN_FDS is 1."""
     with listening(folder / "a", folder / "b") as socks:
-        told = receive(
-            [sock.fileno() for sock in socks], {"LISTEN_PID": "mine", "LISTEN_FDS": "1"}
-        )
+        told = receive([sock.fileno() for sock in socks], {"LISTEN_PID": "mine", "LISTEN_FDS": "1"})
     assert [sock["fd"] for sock in told["sockets"]] == [3]
 
 
@@ -186,7 +182,8 @@ def test_listen_fds_without_listen_pid_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "count", ["", "0", "-1", "+1", " 1", "17", "1.0", "one", "0x1", "١", "²", "99999999999", DIGITS]
+    "count",
+    ["", "0", "-1", "+1", " 1", "17", "1.0", "one", "0x1", "\u0661", "²", "99999999999", DIGITS],
 )
 def test_a_malformed_listen_fds_is_refused(count: str, folder: Path) -> None:
     """Only a count from 1 to 16 in ASCII digits is one."""
@@ -228,7 +225,9 @@ def open_wrong(what: str, folder: Path, stack: contextlib.ExitStack) -> int:
                 stack.callback(os.close, fd)
             return ends[0]
         case "a connected Unix socket":
-            return [keep(end) for end in socket.socketpair()][0].fileno()
+            ours, theirs = socket.socketpair()
+            keep(theirs)
+            return keep(ours).fileno()
         case "a fresh Unix socket":
             return keep(socket.socket(socket.AF_UNIX)).fileno()
         case "a bound Unix socket that does not listen":
@@ -329,8 +328,18 @@ def test_without_a_manager_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(
     "address",
-    ["", "@", "relative", "FOLDER/none", "FOLDER/file", "FOLDER/dead", "FOLDER", "@FOLDER/none"]
-    + ["FOLDER/" + "x" * 200, "@" + "x" * 200],
+    [
+        "",
+        "@",
+        "relative",
+        "FOLDER/none",
+        "FOLDER/file",
+        "FOLDER/dead",
+        "FOLDER",
+        "@FOLDER/none",
+        "FOLDER/" + "x" * 200,
+        "@" + "x" * 200,
+    ],
 )
 def test_a_manager_that_cannot_be_reached_raises_nothing(address: str, folder: Path) -> None:
     """No service dies of a manager that is gone, or of an address that is none."""
@@ -356,10 +365,11 @@ def test_a_manager_that_does_not_read_is_not_waited_for(folder: Path) -> None:
     with manager(address) as sock, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
         filler.setblocking(False)
         sent = 0
-        with pytest.raises(BlockingIOError):
-            while True:
+        with contextlib.suppress(BlockingIOError):
+            while sent < 100_000:
                 filler.sendto(b"STATUS=old", address)
                 sent += 1
+        assert 0 < sent < 100_000
         began = time.monotonic()
         notify(address, "READY=1")
         assert time.monotonic() - began < 5
