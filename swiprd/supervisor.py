@@ -17,9 +17,9 @@ what was on it past the deadline is not.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -322,22 +322,27 @@ class _Worker:
 
     def __init__(self, command: tuple[str, ...], on_exit: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            self._process = subprocess.Popen(
-                [*command, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # whatever a library prints belongs into the log
-                pass_fds=[theirs.fileno()],
-                cwd="/",
-            )
+        with contextlib.ExitStack() as undo:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            undo.callback(ours.close)
+            with theirs:
+                self._process = subprocess.Popen(
+                    [*command, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # whatever a library prints belongs into the log
+                    pass_fds=[theirs.fileno()],
+                    cwd="/",
+                )
+            undo.callback(self._process.wait)
+            undo.callback(self._process.kill)
+            self.pid = self._process.pid
+            self._pidfd = os.pidfd_open(self.pid)
+            undo.pop_all()
         self._channel = Channel(ours, max_line=protocol.MAX_LINE)
         self._last_id = 0
-        self.pid = self._process.pid
         self.exited = False
         self._exit: asyncio.Future[None] = loop.create_future()
         self._on_exit = on_exit
-        self._pidfd = os.pidfd_open(self.pid)
         loop.add_reader(self._pidfd, self._note_exit)
 
     def _note_exit(self) -> None:
@@ -352,7 +357,7 @@ class _Worker:
         reply = await self._call(protocol.encode(settings), None)
         described = reply.get("ready")
         if not isinstance(described, dict):
-            raise WorkerDied("the worker broke the protocol when it became ready")
+            raise _broken("no proper 'ready'")
         return described
 
     async def compute(self, fd: int) -> Result:
@@ -360,8 +365,11 @@ class _Worker:
         self._last_id += 1
         reply = await self._call(protocol.encode({"id": self._last_id}), fd)
         if reply.get("id") != self._last_id:
-            raise WorkerDied("the worker answered another request than it was asked")
-        return protocol.decode_result(reply)
+            raise _broken("it answered another request than it was asked")
+        try:
+            return protocol.decode_result(reply)
+        except SwiprError as error:
+            raise _broken(error.message) from None
 
     async def _call(self, line: bytes, fd: int | None) -> dict[str, Any]:
         try:
@@ -369,24 +377,36 @@ class _Worker:
             reply = await self._channel.receive()
         except OSError as error:
             raise WorkerDied(f"the worker is gone: {error.strerror}") from None
+        except SwiprError as error:
+            raise _broken(error.message) from None
         if reply is None:
             raise WorkerDied("the worker died")
         try:
             return protocol.decode_reply(reply.data, max_depth=protocol.MAX_DEPTH)
         except SwiprError as error:
             if error.code in protocol.CLIENT_CODES:
-                raise WorkerDied(f"the worker broke the protocol: {error.message}") from None
+                raise _broken(error.message) from None
             raise
 
     async def end(self) -> None:
         """Kill the process, if it still runs, and leave nothing of it behind."""
         self._channel.close()
         if not self.exited:
-            self._process.send_signal(signal.SIGKILL)
-            try:
-                async with asyncio.timeout(REAP_TIMEOUT):
-                    await self._exit
-            except TimeoutError:
+            self._process.kill()
+        try:
+            await self._wait_for_exit()
+        except asyncio.CancelledError:  # the daemon stops, but not before its worker is gone
+            await self._wait_for_exit()
+            raise
+        finally:
+            if not self.exited:
                 asyncio.get_running_loop().remove_reader(self._pidfd)
                 log.error("worker %d cannot be killed; it is left behind", self.pid)
-        os.close(self._pidfd)
+            os.close(self._pidfd)
+
+    async def _wait_for_exit(self) -> None:
+        await asyncio.wait([self._exit], timeout=REAP_TIMEOUT)
+
+
+def _broken(how: str) -> WorkerDied:
+    return WorkerDied(f"the worker broke the protocol: {how}")

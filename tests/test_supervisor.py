@@ -1,0 +1,500 @@
+"""The front's hold on its workers, with workers that die, hang, lie and refuse: swiprd.supervisor.
+
+The worker here is a small program without a model. A picture's own text says what it does to the
+worker, and the file in the model's place says, a word for each start, how the worker begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swiprctl.protocol import Result, SwiprError
+from swiprd.config import load_config
+from swiprd.supervisor import ATTEMPTS, PATIENCE, Supervisor
+from tests.tasks import run, until
+
+WORKER = """
+import json, os, signal, socket, sys
+from swiprctl.protocol import LineReader, encode
+from swiprd.channel import receive
+
+link = socket.socket(fileno=int(sys.argv[1]))
+reader = LineReader(max_line=65536)
+
+def lines():
+    while True:
+        while (line := reader.next_line()) is None:
+            if not receive(link, reader):
+                sys.exit()
+        yield line
+
+def note(name, word):
+    with open(os.path.join(folder, name), "a") as file:
+        file.write(word + "\\n")
+    with open(os.path.join(folder, name)) as file:
+        return len(file.readlines())
+
+incoming = lines()
+settings = json.loads(next(incoming).data)
+folder = os.path.dirname(settings["model"])
+start = note("starts", str(os.getpid()))
+words = open(settings["model"]).read().split()
+match words[min(start, len(words)) - 1]:
+    case "ready":
+        described = {"model": "sha256:0", "labels": ["no", "yes"], "engine": "e", "precision": "p"}
+        link.sendall(encode({"ready": described}))
+    case "refuse":
+        error = {"code": "unavailable", "number": -1, "message": "no good", "retryable": True}
+        link.sendall(encode({"error": error}))
+        sys.exit(1)
+    case "die":
+        sys.exit(1)
+    case "hang":
+        signal.pause()
+    case "lie":
+        link.sendall(b"hello\\n")
+for line in incoming:
+    id = json.loads(line.data)["id"]
+    text = os.pread(line.fd, 1000, 0).decode()
+    os.close(line.fd)
+    seen = note("seen", text)
+    word, _, value = text.partition(" ")
+    reply = {"id": id, "labels": ["no", "yes"], "model": "sha256:0", "ms": 1}
+    match word:
+        case "die":
+            os._exit(1)
+        case "die-once" if seen == 1:
+            os._exit(1)
+        case "hang":
+            signal.pause()
+        case "wait":
+            with open(os.path.join(folder, "gate")) as gate:
+                gate.read()
+        case "refuse":
+            error = {"code": "not_an_image", "number": -3, "message": "odd", "retryable": False}
+            link.sendall(encode({"id": id, "error": error}))
+            continue
+        case "raw":
+            link.sendall(value.encode().decode("unicode_escape").encode())
+            continue
+        case "id":
+            reply["id"] = id + int(value)
+        case "long":
+            reply["ms"] = "x" * 70_000
+        case "descriptors":
+            value = len(os.listdir("/proc/self/fd")) - 1  # less the one that lists
+    link.sendall(encode(reply | {"scores": [1, float(value or 0)]}))
+"""
+COMMAND = (sys.executable, "-P", "-c", WORKER)
+
+
+class Bench:
+    """A supervisor over such workers, and pictures for them."""
+
+    def __init__(self, folder: Path, supervisor: Supervisor) -> None:
+        self._folder = folder
+        self.supervisor = supervisor
+
+    async def compute(self, text: str) -> Result:
+        """Have a picture computed that holds ``text``."""
+        with (self._folder / "picture").open("w+") as picture:
+            os.unlink(picture.name)
+            picture.write(text)
+            picture.flush()
+            return await self.supervisor.compute(picture.fileno())
+
+    async def outcome(self, text: str) -> float | str:
+        """Return the second score, or the code of the error."""
+        try:
+            result = await self.compute(text)
+        except SwiprError as error:
+            return error.code
+        assert result.labels == ("no", "yes")
+        return float(result.scores[1])
+
+    def outcomes(self, *texts: str) -> asyncio.Future[list[float | str]]:
+        """Have them computed side by side."""
+        return asyncio.gather(*map(self.outcome, texts))
+
+    def noted(self, name: str) -> list[str]:
+        """Return what the workers have noted: their ``starts``, or the pictures ``seen``."""
+        file = self._folder / name
+        return file.read_text().splitlines() if file.exists() else []
+
+    async def seen(self, count: int) -> None:
+        """Return once the workers have seen that many pictures."""
+        await until(lambda: len(self.noted("seen")) >= count, f"{count} pictures")
+
+    async def open_gate(self) -> None:
+        """Let one worker go on that waits."""
+        await asyncio.to_thread((self._folder / "gate").write_bytes, b"")
+
+    def state(self) -> str:
+        """Return the supervisor's state in a word."""
+        return str(self.supervisor.status()["state"])
+
+
+@contextlib.asynccontextmanager
+async def bench(
+    folder: Path, starts: str = "ready", command: tuple[str, ...] = COMMAND, **settings: Any
+) -> AsyncIterator[Bench]:
+    (folder / "model").write_text(starts)
+    os.mkfifo(folder / "gate")
+    flags = {"model": str(folder / "model")} | {key: str(value) for key, value in settings.items()}
+    config = load_config(file=None, environment={}, flags=flags)
+    supervisor = Supervisor(config, command=command)
+    running = asyncio.create_task(supervisor.run())
+    try:
+        yield Bench(folder, supervisor)
+    finally:
+        supervisor.stop()
+        await running
+
+
+def within(folder: Path, test: Callable[[Bench], Any], *args: Any, **settings: Any) -> None:
+    """Run ``test`` on a bench; nothing of it is left afterwards."""
+
+    async def main() -> None:
+        async with bench(folder, *args, **settings) as ready:
+            await test(ready)
+
+    run(main())
+
+
+# --- work ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_each_request_gets_its_own_scores(folder: Path, workers: int) -> None:
+    """However many are asked for at once, and while the workers still start."""
+
+    async def test(bench: Bench) -> None:
+        values = [float(number) for number in range(100)]
+        assert await bench.outcomes(*(f"score {value}" for value in values)) == values
+        assert len(bench.noted("seen")) == 100
+        assert len(bench.noted("starts")) == workers
+
+    within(folder, test, workers=workers)
+
+
+def test_what_the_worker_says_of_a_picture_is_passed_on(folder: Path) -> None:
+    """It costs the worker nothing, and is not tried again."""
+
+    async def test(bench: Bench) -> None:
+        assert await bench.outcomes("refuse", "score 1", "refuse") == [
+            "not_an_image",
+            1,
+            "not_an_image",
+        ]
+        assert len(bench.noted("seen")) == 3
+        assert len(bench.noted("starts")) == 1
+
+    within(folder, test)
+
+
+def test_workers_work_side_by_side(folder: Path) -> None:
+    """A picture that takes long keeps one worker busy, not the other."""
+
+    async def test(bench: Bench) -> None:
+        long = asyncio.ensure_future(bench.outcome("wait 1"))
+        await bench.seen(1)
+        assert await bench.outcomes("score 2", "score 3") == [2, 3]
+        assert not long.done()
+        await bench.open_gate()
+        assert await long == 1
+
+    within(folder, test, workers=2)
+
+
+def test_one_more_than_the_queue_holds_is_busy(folder: Path) -> None:
+    """The limit counts those that wait; what is in work is not among them."""
+
+    async def test(bench: Bench) -> None:
+        first = asyncio.ensure_future(bench.outcome("wait 0"))
+        await bench.seen(1)
+        waiting = asyncio.ensure_future(bench.outcomes("score 1", "score 2", "score 3"))
+        await until(lambda: bench.supervisor.status()["queued"] == 3, "the queue to be full")
+        assert await bench.outcome("score 4") == "busy"
+        await bench.open_gate()
+        assert await first == 0
+        assert await waiting == [1, 2, 3]
+
+    within(folder, test, max_queue=3)
+
+
+def test_what_nobody_waits_for_any_more_is_not_computed(folder: Path) -> None:
+    """A client that leaves takes its request out of the queue."""
+
+    async def test(bench: Bench) -> None:
+        first = asyncio.ensure_future(bench.outcome("wait 0"))
+        await bench.seen(1)
+        leaver = asyncio.ensure_future(bench.outcome("score 1"))
+        stayer = asyncio.ensure_future(bench.outcome("score 2"))
+        await until(lambda: bench.supervisor.status()["queued"] == 2, "both to wait")
+        leaver.cancel()
+        await bench.open_gate()
+        assert (await first, await stayer) == (0, 2)
+        assert bench.noted("seen") == ["wait 0", "score 2"]
+
+    within(folder, test)
+
+
+def test_a_worker_has_no_descriptors_but_its_own(folder: Path) -> None:
+    """Standard input, output and error, the socket, and nothing of the front or of clients."""
+
+    async def test(bench: Bench) -> None:
+        with open(os.devnull) as a, open(os.devnull) as b:
+            os.set_inheritable(a.fileno(), True)
+            os.set_inheritable(b.fileno(), True)
+            assert await bench.outcome("descriptors") == 4
+
+    within(folder, test)
+
+
+# --- workers that die, hang and lie --------------------------------------------------------------
+
+
+def test_a_death_costs_nobody_an_answer(folder: Path) -> None:
+    """The picture that it was about is tried once more, and the others are not touched."""
+
+    async def test(bench: Bench) -> None:
+        assert await bench.outcomes("die-once 1", "score 2", "score 3") == [1, 2, 3]
+        assert len(bench.noted("starts")) == 2
+
+    within(folder, test)
+
+
+def test_a_picture_that_kills_is_given_up_alone(folder: Path) -> None:
+    """It is tried as often as is promised, and costs only its own request."""
+
+    async def test(bench: Bench) -> None:
+        texts = ["score 1", "die", "score 2", "die", "score 3"]
+        expected = [1, "worker_died", 2, "worker_died", 3]
+        assert await bench.outcomes(*texts) == expected
+        assert bench.noted("seen").count("die") == 2 * ATTEMPTS
+
+    within(folder, test)
+
+
+def test_a_picture_that_hangs_gets_timeout_alone(folder: Path) -> None:
+    """Its worker is killed at the deadline, and it is not tried again."""
+
+    async def test(bench: Bench) -> None:
+        await bench.outcome("score 0")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        assert await bench.outcomes("hang", "score 1") == ["timeout", 1]
+        assert loop.time() - began >= 0.3
+        assert bench.noted("seen").count("hang") == 1
+        dead, alive = bench.noted("starts")
+        assert not Path("/proc", dead).exists()
+        assert Path("/proc", alive).exists()
+
+    within(folder, test, compute_timeout=0.3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "raw hello\\n",
+        "raw {}\\n",
+        'raw {"id":1}\\n',
+        'raw {"id":1,"scores":[0.5]}\\n',
+        'raw {"id":1,"scores":[0.5],"labels":["a","b"],"model":"m","ms":1}\\n',
+        'raw {"id":1,"scores":[NaN],"labels":["a"],"model":"m","ms":1}\\n',
+        'raw {"id":1,"error":{}}\\n',
+        'raw {"id":1,"error":{"code":"busy"},"scores":[1],"labels":["a"],"model":"m","ms":1}\\n',
+        "id 1",
+        "id -1",
+        "long",
+    ],
+)
+def test_a_reply_that_is_none_is_never_an_answer(folder: Path, text: str) -> None:
+    """A worker that breaks the protocol is replaced as if it had died."""
+
+    async def test(bench: Bench) -> None:
+        assert await bench.outcome(text) == "worker_died"
+        assert len(bench.noted("seen")) == ATTEMPTS
+        assert await bench.outcome("score 1") == 1
+
+    within(folder, test)
+
+
+def test_a_worker_that_dies_between_two_requests_is_replaced(folder: Path) -> None:
+    """Nothing is lost, and the next does not wait for a worker that is gone."""
+
+    async def test(bench: Bench) -> None:
+        for number in range(3):
+            assert await bench.outcome(f"score {number}") == number
+            os.kill(int(bench.noted("starts")[-1]), signal.SIGKILL)
+        assert await bench.outcome("score 3") == 3
+
+    within(folder, test)
+
+
+# --- workers that do not start -------------------------------------------------------------------
+
+
+def test_a_refusal_is_told_to_everyone_at_once(folder: Path) -> None:
+    """What a worker says against the model needs no second start to be believed."""
+
+    async def test(bench: Bench) -> None:
+        assert await bench.outcomes("score 1", "score 2") == ["unavailable"] * 2
+        with pytest.raises(SwiprError, match="no good"):
+            await bench.compute("score 3")
+        status = bench.supervisor.status()
+        assert (status["state"], status["reason"]) == ("failed", "no good")
+        assert len(bench.noted("starts")) == 1
+
+    within(folder, test, "refuse ready")
+
+
+@pytest.mark.parametrize("fault", ["die", "lie", "hang"])
+def test_starts_that_fail_without_a_word_are_tried_again(folder: Path, fault: str) -> None:
+    """Requests wait for the start that succeeds."""
+
+    async def test(bench: Bench) -> None:
+        assert await bench.outcomes("score 1", "score 2") == [1, 2]
+        assert len(bench.noted("starts")) == PATIENCE
+        assert bench.supervisor.status()["reason"] is None
+
+    within(folder, test, f"{fault} " * (PATIENCE - 1) + "ready", load_timeout=1)
+
+
+def test_starts_that_keep_failing_are_given_up(folder: Path) -> None:
+    """Then requests are refused with the reason, until one start succeeds after a while."""
+
+    async def test(bench: Bench) -> None:
+        assert await bench.outcome("score 1") == "unavailable"
+        assert len(bench.noted("starts")) == PATIENCE
+        assert bench.state() == "failed"
+        while (outcome := await bench.outcome("score 2")) == "unavailable":
+            await asyncio.sleep(0.01)
+        assert outcome == 2
+        assert len(bench.noted("starts")) == PATIENCE + 1
+
+    within(folder, test, "die " * PATIENCE + "ready")
+
+
+def test_a_model_that_stays_bad_is_tried_less_and_less_often(folder: Path) -> None:
+    """However many ask, there is a second before the next start, and then two."""
+
+    async def test(bench: Bench) -> None:
+        loop = asyncio.get_running_loop()
+        times: list[float] = []
+        while len(times) < 3:
+            assert await bench.outcome("score 1") == "unavailable"
+            if len(bench.noted("starts")) > len(times):
+                times.append(loop.time())
+            await asyncio.sleep(0.01)
+        assert times[1] - times[0] >= 0.9
+        assert times[2] - times[1] >= 1.9
+
+    within(folder, test, "refuse")
+
+
+def test_a_worker_that_cannot_be_run_is_told(folder: Path) -> None:
+    """The front goes on and says what is missing."""
+
+    async def test(bench: Bench) -> None:
+        with pytest.raises(SwiprError, match="no worker can be started: No such file") as refused:
+            await bench.compute("score 1")
+        assert refused.value.code == "unavailable"
+        assert refused.value.retryable
+
+    within(folder, test, command=("/nowhere/python",))
+
+
+def test_without_descriptors_left_nothing_is_lost_or_left_behind(folder: Path) -> None:
+    """A worker that cannot be started for want of descriptors is started when there are some."""
+
+    async def test(bench: Bench) -> None:
+        assert await bench.outcome("score 1") == 1
+        with no_free_descriptors(spare=2):
+            os.kill(int(bench.noted("starts")[0]), signal.SIGKILL)
+            await until(lambda: bench.state() == "failed", "the starts to fail")
+        while (outcome := await bench.outcome("score 2")) == "unavailable":
+            await asyncio.sleep(0.01)
+        assert outcome == 2
+        assert len(bench.noted("starts")) == 2
+
+    within(folder, test)
+
+
+@contextlib.contextmanager
+def no_free_descriptors(*, spare: int) -> Iterator[None]:
+    """Leave this process but a few descriptors that it can still open."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + spare, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+def test_an_idle_worker_goes_and_the_next_request_brings_another(folder: Path) -> None:
+    """Its process is gone, and with it its memory; nobody notices but by the wait."""
+
+    async def test(bench: Bench) -> None:
+        assert await bench.outcome("score 1") == 1
+        await until(lambda: bench.state() == "idle", "the worker to go")
+        (first,) = bench.noted("starts")
+        await until(lambda: not Path("/proc", first).exists(), "its process to go")
+        assert await bench.outcome("score 2") == 2
+        assert len(bench.noted("starts")) == 2
+
+    within(folder, test, idle_timeout=0.2)
+
+
+def test_work_that_comes_as_an_idle_worker_goes_is_done(folder: Path) -> None:
+    """Whether it comes just before, in that moment or just after."""
+
+    async def test(bench: Bench) -> None:
+        for number in range(30):
+            assert await bench.outcome(f"score {number}") == number
+            await asyncio.sleep(0.09 + number * 0.0008)
+        assert len(bench.noted("starts")) > 1
+
+    within(folder, test, idle_timeout=0.1)
+
+
+def test_at_the_end_everything_unanswered_is_answered(folder: Path) -> None:
+    """What is in work, what waits and what comes later: all are told that the daemon stops."""
+
+    async def test(bench: Bench) -> None:
+        asked = asyncio.ensure_future(bench.outcomes("hang", "score 1", "score 2"))
+        await bench.seen(1)
+        bench.supervisor.stop()
+        assert await asked == ["shutting_down"] * 3
+        assert await bench.outcome("score 3") == "shutting_down"
+        (worker,) = bench.noted("starts")
+        await until(lambda: not Path("/proc", worker).exists(), "the worker to be gone")
+
+    within(folder, test)
+
+
+def test_the_end_does_not_wait_for_a_start(folder: Path) -> None:
+    """A worker that is still loading is ended like any other."""
+
+    async def test(bench: Bench) -> None:
+        asked = asyncio.ensure_future(bench.outcome("score 1"))
+        await until(lambda: len(bench.noted("starts")) == 1, "the start")
+        bench.supervisor.stop()
+        assert await asked == "shutting_down"
+
+    within(folder, test, "hang")
