@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -119,12 +120,16 @@ def read_bundle(path: str) -> Bundle:
         BundleError: what is wrong with it, and with which file.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             # A bytearray, because torch wants memory that it may write to.
             content = bytearray(os.fstat(file.fileno()).st_size)
             size = file.readinto(content)
     except OSError as error:
         raise BundleError(f"cannot read the bundle {path}: {error.strerror}") from None
+    except ValueError:  # a NUL or a lone surrogate
+        raise BundleError(f"no file can have the name {path!r}") from None
+    except MemoryError:
+        raise BundleError(f"cannot read the bundle {path}: not enough memory for it") from None
     try:
         if size != len(content):
             raise BundleError("it changed while it was read")
@@ -134,6 +139,10 @@ def read_bundle(path: str) -> Bundle:
     except BundleError as error:
         raise BundleError(f"{path} is no bundle that can be served: {error}") from None
     return Bundle(manifest, tensors, "sha256:" + hashlib.sha256(content).hexdigest())
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe in its place would be waited for
 
 
 def write_bundle(path: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
@@ -362,13 +371,13 @@ class _Fields:
 
     def number(self, key: str) -> float:
         value: Any = self._found.get(key)
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not _is_finite(value):
             raise BundleError(f"expected {key!r} of {self._name} to be a number, got {value!r:.60}")
         return float(value)
 
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
         values = self._list(key, (int, float), "numbers", count)
-        if not all(map(math.isfinite, values)):
+        if not all(map(_is_finite, values)):
             raise BundleError(f"expected {key!r} of {self._name} to be finite")
         return tuple(map(float, values))
 
@@ -399,3 +408,8 @@ class _Fields:
                 f"expected {key!r} of {self._name} to be a list of {many}{words}, got {value!r:.60}"
             )
         return value
+
+
+def _is_finite(value: float) -> bool:
+    # Not math.isfinite, which fails on an integer that no float can hold.
+    return abs(value) <= sys.float_info.max

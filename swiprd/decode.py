@@ -5,8 +5,12 @@ Whatever a stranger's bytes make a decoder do ends here, as pixels or as a ``Swi
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
+import os
 import warnings
+from collections.abc import Iterator
 
 # Image.open(formats=…) looks only among the decoders that are imported: these and no others.
 from PIL import (
@@ -17,7 +21,7 @@ from PIL import (
     ImageFile,
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
+    TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
 )
@@ -27,6 +31,8 @@ from swiprd.bundle import Preprocessing
 
 # The limit in pixels is ours, looked at before decoding; pillow's own would only warn.
 Image.MAX_IMAGE_PIXELS = None
+# Nor is a stranger's picture a reason to write to the log.
+logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
 
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {  # EXIF 2.32, tag 274: what turns the stored picture upright
@@ -38,6 +44,7 @@ _TURNS = {  # EXIF 2.32, tag 274: what turns the stored picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNS_BACK = _TURNS | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
 def decode(data: bytes, rules: Preprocessing, *, max_pixels: int) -> Image.Image:
@@ -46,46 +53,74 @@ def decode(data: bytes, rules: Preprocessing, *, max_pixels: int) -> Image.Image
     Alpha is dropped, not composited; gray is replicated; 16-bit values keep their high byte.
 
     Raises:
-        SwiprError: ``not_an_image`` or ``too_many_pixels``.
+        SwiprError: ``not_an_image``, ``too_many_pixels``, or ``internal`` for want of memory.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = rules.truncated
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a stranger's picture is no reason to write to the log
+            warnings.simplefilter("ignore")
             opened = Image.open(io.BytesIO(data), formats=rules.formats)
             _check_size(opened, max_pixels)
-            turn = _turn(opened, rules)
-            image = _to_rgb(opened)
+            with _silent_libtiff() if opened.format == "TIFF" else contextlib.nullcontext():
+                turn = _turn(opened, rules)
+                image = _to_rgb(opened)
             return image if turn is None else image.transpose(turn)
     except SwiprError:
         raise
+    except MemoryError:
+        raise SwiprError("internal", "there is not enough memory to decode the picture") from None
     except UnidentifiedImageError:
         raise SwiprError(
             "not_an_image", f"expected a picture in one of {', '.join(rules.formats)}"
         ) from None
     except Exception as error:  # decoders raise anything on broken files
         raise SwiprError(
-            "not_an_image", f"the picture cannot be decoded: {error or type(error).__name__}"
+            "not_an_image", f"the picture cannot be decoded: {str(error) or type(error).__name__}"
         ) from None
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise SwiprError(
-            "too_many_pixels",
-            f"the picture has {width} x {height} pixels, expected at most {max_pixels}",
+    sizes = {"the picture": image.size}
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # A tile is unpacked whole, however little of it the picture shows.
+        sizes["a tile of the picture"] = (
+            image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0),
+            image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0),
         )
+    for what, (width, height) in sizes.items():
+        if width * height > max_pixels:
+            raise SwiprError(
+                "too_many_pixels",
+                f"{what} has {width} x {height} pixels, expected at most {max_pixels}",
+            )
+
+
+@contextlib.contextmanager
+def _silent_libtiff() -> Iterator[None]:
+    # It writes to standard error, many lines for one damaged file, and pillow offers no way to
+    # stop it. The worker decodes in its only thread that writes anything.
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _turn(image: ImageFile.ImageFile, rules: Preprocessing) -> Image.Transpose | None:
     is_jpeg = image.format in ("JPEG", "MPO")
-    if rules.orientation == "ignore" or (rules.orientation == "jpeg" and not is_jpeg):
+    upright = rules.orientation == "apply" or (rules.orientation == "jpeg" and is_jpeg)
+    # Pillow turns a TIFF upright by itself; where that is not wanted, it is turned back.
+    turned = image.format == "TIFF"
+    if upright == turned:
         return None
     try:
-        return _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # a broken EXIF block does not make the picture unreadable
         return None
+    return (_TURNS if upright else _TURNS_BACK).get(orientation)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

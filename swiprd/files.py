@@ -34,6 +34,8 @@ def open_image(path: str) -> int:
         ) from None
     except OSError as error:
         raise SwiprError("not_a_file", f"{path}: cannot be opened: {error.strerror}") from None
+    except ValueError:  # a NUL or a lone surrogate
+        raise SwiprError("not_found", f"no file can have the name {path!r}") from None
     return fd
 
 

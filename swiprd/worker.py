@@ -113,7 +113,7 @@ def _answer(line: Line, model: Model, max_bytes: int) -> bytes:
     except Exception as error:
         log.exception("cannot score a picture")
         return protocol.encode_error(
-            SwiprError("internal", f"the worker failed: {error or type(error).__name__}", id)
+            SwiprError("internal", f"the worker failed: {str(error) or type(error).__name__}", id)
         )
     finally:
         os.close(fd)
