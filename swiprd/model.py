@@ -12,6 +12,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from swiprctl.protocol import SwiprError
 from swiprd.bundle import Bundle, BundleError
+from swiprd.bundle import Tensor as StoredTensor
 from swiprd.decode import decode
 from swiprd.efficientnet_lite import EfficientNetLite0
 from swiprd.preprocess import preprocess
@@ -120,11 +121,7 @@ def _build(bundle: Bundle) -> nn.Module:
         network = make()
     images = {golden.image for golden in manifest.golden}
     state = {
-        name: torch.frombuffer(tensor.data, dtype=DTYPES[tensor.dtype])
-        .view(tensor.shape)
-        .to(torch.float32 if tensor.dtype in ("F16", "BF16", "F64") else DTYPES[tensor.dtype])
-        for name, tensor in bundle.tensors.items()
-        if name not in images
+        name: _to_torch(tensor) for name, tensor in bundle.tensors.items() if name not in images
     }
     # The counters of training steps may be left out: nothing that is computed here reads them.
     wanted = network.state_dict()
@@ -150,6 +147,14 @@ def _build(bundle: Bundle) -> nn.Module:
     if count < needed or (manifest.outputs is None and count != needed):
         raise BundleError(f"the network has {count} outputs, the bundle's labels need {needed}")
     return network
+
+
+def _to_torch(stored: StoredTensor) -> Tensor:
+    dtype = DTYPES[stored.dtype]
+    if not stored.data:  # which torch.frombuffer refuses
+        return torch.empty(stored.shape, dtype=dtype)
+    tensor = torch.frombuffer(stored.data, dtype=dtype).view(stored.shape)
+    return tensor.float() if dtype.is_floating_point else tensor
 
 
 def _fold_norms(module: nn.Module) -> None:

@@ -135,14 +135,17 @@ def _area(outputs: Tensor, source: int, scaled: int) -> tuple[Tensor, Tensor]:
     covered = torch.minimum(end[:, None], (rows + 1) * scaled) - torch.maximum(
         begin[:, None], rows * scaled
     )
+    # OpenCV leaves out a row of which an output covers no more than a thousandth.
+    covered[covered <= 1e-3 * scaled] = 0
     return rows, covered.double() / source
 
 
 def _linear(outputs: Tensor, source: int, scaled: int) -> tuple[Tensor, Tensor]:
-    # OpenCV's INTER_AREA when enlarging: f = (d + 1) - (s + 1) * (scaled / source), s the floor
-    # of d * source / scaled; f <= 0 counts as 0, else its fraction. The last row has no next one.
-    below = outputs * source // scaled
-    fraction = (outputs + 1) - (below + 1).double() * (scaled / source)
-    fraction = torch.where(fraction <= 0, 0.0, fraction - fraction.floor())
-    fraction[below >= source - 1] = 0.0
+    # OpenCV's INTER_AREA when enlarging, in its own arithmetic: a product that just misses a whole
+    # number decides for the row before.
+    factor = scaled / source
+    below = (outputs.double() * (1 / factor)).long().clamp(max=source - 1)
+    fraction = ((outputs + 1) - (below + 1).double() * factor).float().clamp(min=0)
+    fraction -= fraction.floor()
+    fraction[below == source - 1] = 0  # it has no next row
     return torch.stack([below, below + 1], 1), torch.stack([1 - fraction, fraction], 1)

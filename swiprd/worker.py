@@ -14,6 +14,7 @@ the socket ends, and so does the worker.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -64,12 +65,17 @@ class _Link:
 
     def receive(self) -> Line | None:
         while (line := self._reader.next_line()) is None:
-            if not receive(self._socket, self._reader):
+            try:
+                if not receive(self._socket, self._reader):
+                    return None
+            except ConnectionResetError:  # it went without reading all that it was sent
                 return None
         return line
 
     def send(self, data: bytes) -> None:
-        self._socket.sendall(data)
+        # That the front is gone shows at the next receive.
+        with contextlib.suppress(BrokenPipeError):
+            self._socket.sendall(data)
 
 
 def _load(settings: dict[str, Any]) -> tuple[Model, int]:
