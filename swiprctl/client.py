@@ -278,6 +278,9 @@ def _open_image(path: str) -> int:
     except PermissionError:
         raise SwiprError("permission_denied", "no permission to read it") from None
     except OSError as error:
-        raise SwiprError("not_a_file", f"cannot be opened: {error.strerror}") from None
+        # Out of descriptors or memory: that says nothing about the image.
+        exhausted = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+        code = "busy" if exhausted else "not_a_file"
+        raise SwiprError(code, f"{path}: cannot be opened: {error.strerror}") from None
     except ValueError as error:  # a NUL in the name
         raise SwiprError("not_found", f"no such file: {error}") from None

@@ -129,13 +129,15 @@ class SwiprError(Exception):
 class Line:
     """One line without its newline, and the descriptor that came with it.
 
-    ``fd`` is owned by whoever holds the line. ``fd_fault`` says in words why descriptors came
+    ``fd`` is owned by whoever holds the line. ``fd_fault`` is the error when descriptors came
     that cannot be used; then ``fd`` is None.
     """
 
     __slots__ = ("data", "fd", "fd_fault")
 
-    def __init__(self, data: bytes, fd: int | None = None, fd_fault: str | None = None) -> None:
+    def __init__(
+        self, data: bytes, fd: int | None = None, fd_fault: SwiprError | None = None
+    ) -> None:
         self.data = data
         self.fd = fd
         self.fd_fault = fd_fault
@@ -155,7 +157,7 @@ class LineReader:
         self._buffer = bytearray()
         self._searched = 0  # bytes of the buffer known to hold no newline
         self._fd: int | None = None
-        self._fd_fault: str | None = None
+        self._fd_fault: SwiprError | None = None
         self._ready: deque[Line] = deque()
         self._too_long = False
 
@@ -175,10 +177,15 @@ class LineReader:
         if self._too_long:
             return fds
         refused: Sequence[int] = ()
-        if fds_lost:
-            self._fd_fault = "a descriptor was lost on the way, so the request cannot be trusted"
-        elif len(fds) > 1 or (fds and self._fd is not None):
-            self._fd_fault = "more than one descriptor came with the request, expected at most one"
+        if len(fds) + fds_lost + (self._fd is not None) > 1:
+            self._fd_fault = SwiprError(
+                "bad_request",
+                "more than one descriptor came with the request, expected at most one",
+            )
+        elif fds_lost:
+            self._fd_fault = SwiprError(
+                "busy", "the daemon has no room for another descriptor; try again in a moment"
+            )
         if self._fd_fault is not None:
             held = () if self._fd is None else (self._fd,)
             self._fd = None
@@ -348,7 +355,7 @@ def decode_request(line: Line, *, max_depth: int) -> Request:
     message = decode(line.data, max_depth=max_depth)
     id = _request_id(message)
     if line.fd_fault is not None:
-        raise SwiprError("bad_request", line.fd_fault, id)
+        raise SwiprError(line.fd_fault.code, line.fd_fault.message, id)
     op = message.get("op", "compute")
     if not isinstance(op, str):
         raise SwiprError("bad_request", f"expected 'op' to be a string, got {_kind(op)}", id)

@@ -35,6 +35,7 @@ PATHS: Final = ("model", "socket")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon in the foreground and return its exit status."""
+    _fill_standard_descriptors()
     args = vars(_parser().parse_args(argv))
     notify_address = os.environ.pop("NOTIFY_SOCKET", None)  # not for the workers
     try:
@@ -49,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     listeners = [own.socket] if own else inherited
     log.info("listening at %s", ", ".join(str(sock.getsockname()) for sock in listeners))
     try:
-        asyncio.run(_serve(config, listeners, activated=own is None, notify_address=notify_address))
+        asyncio.run(_serve(config, listeners, own=own, notify_address=notify_address))
     finally:
         if own is not None:
-            own.remove()
+            own.close()
     log.info("stopped")
     return DONE
 
@@ -65,23 +66,34 @@ def run() -> None:
     os._exit(status)
 
 
+def _fill_standard_descriptors() -> None:
+    # Where they are closed, the next sockets would take their numbers, and whatever a library
+    # prints would go to a client.
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+
+
 async def _serve(
     config: Config,
     listeners: Sequence[socket.socket],
     *,
-    activated: bool,
+    own: OwnSocket | None,
     notify_address: str | None,
 ) -> None:
     supervisor = Supervisor(config)
-    server = Server(config, listeners, supervisor, activated=activated)
+    server = Server(config, listeners, supervisor, own=own)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
     async with asyncio.TaskGroup() as group:
         group.create_task(supervisor.run())
+        serving = group.create_task(server.run())
         notify(notify_address, "READY=1")
-        await server.run()
+        await server.stopping()
         notify(notify_address, "STOPPING=1")
+        log.info("stopping")
+        await serving
         supervisor.stop()
 
 

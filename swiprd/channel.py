@@ -17,6 +17,7 @@ from typing import Final
 from swiprctl.protocol import Line, LineReader
 
 _CHUNK: Final = 4096
+_LINGER_CHUNK: Final = 65536
 # One descriptor is allowed; room for a few more, so that a second one is noticed.
 _ANCILLARY_SIZE: Final = socket.CMSG_SPACE(4 * array.array("i").itemsize)
 
@@ -86,6 +87,21 @@ class Channel:
         self._no_more = True
         if self._readable is not None and not self._readable.done():
             self._readable.set_result(None)
+
+    async def linger(self) -> None:
+        """End our side of the stream, then receive and forget until the peer has ended its own.
+
+        Raises:
+            OSError: the connection is broken.
+        """
+        self._socket.shutdown(socket.SHUT_WR)
+        while True:
+            try:
+                if not self._socket.recv(_LINGER_CHUNK):
+                    return
+                await asyncio.sleep(0)  # a peer that never stops must not hold up the others
+            except BlockingIOError:
+                await self._wait_readable()
 
     @property
     def unfinished(self) -> int:

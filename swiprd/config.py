@@ -57,6 +57,16 @@ class Config:
     log_level: str
 
     @property
+    def max_bytes(self) -> int:
+        """Largest image file in bytes."""
+        return self.max_file_mib * 2**20
+
+    @property
+    def max_pixels(self) -> int:
+        """Largest image in pixels."""
+        return int(self.max_megapixels * 1e6)
+
+    @property
     def threads_per_worker(self) -> int:
         """Threads for one worker, the 0 of ``threads`` worked out for this machine."""
         if self.threads:

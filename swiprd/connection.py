@@ -7,6 +7,7 @@ soon as its answer is there. What the requests mean is the server's business.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -22,6 +23,9 @@ log = logging.getLogger("swiprd")
 MAX_IN_FLIGHT: Final = 64
 """Requests of one connection that are answered at a time; the next is read when one is done."""
 
+LINGER: Final = 1.0
+"""Seconds in which a client whose stream cannot be followed any further may read what we said."""
+
 Answer = Callable[[Request | SwiprError], Awaitable[bytes]]
 """Turns a request, or what was wrong with it, into the line to reply. Raises nothing."""
 
@@ -32,6 +36,7 @@ class Connection:
     def __init__(self, sock: socket.socket, answer: Answer) -> None:
         self._channel = Channel(sock, max_line=protocol.MAX_LINE)
         self._answer = answer
+        self._stopped = False
         self._task: asyncio.Task[None] | None = None
         self._in_flight: set[asyncio.Task[None]] = set()
         self._one_done = asyncio.Event()
@@ -51,6 +56,7 @@ class Connection:
 
     def stop_reading(self) -> None:
         """Answer what has arrived by now, then end."""
+        self._stopped = True
         self._channel.stop_receiving()
 
     def abandon(self) -> None:
@@ -64,6 +70,11 @@ class Connection:
                 line = await self._channel.receive()
             except SwiprError as too_long:
                 self._begin(group, too_long)
+                await asyncio.wait(self._in_flight)
+                # Closed with bytes unread, the client might never get to read the reply.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LINGER):
+                        await self._channel.linger()
                 return
             if line is None:
                 break
@@ -74,8 +85,13 @@ class Connection:
         if self._channel.peer_is_gone():
             raise ConnectionResetError("it closed the connection")
         if self._channel.unfinished:
-            message = "the last line is cut off: expected a newline at its end"
-            self._begin(group, SwiprError("bad_request", message))
+            if self._stopped:
+                error = SwiprError("shutting_down", "the daemon is stopping; try again")
+            else:
+                error = SwiprError(
+                    "bad_request", "the last line is cut off: expected a newline at its end"
+                )
+            self._begin(group, error)
 
     def _begin(self, group: asyncio.TaskGroup, request: Request | SwiprError) -> None:
         before = self._last_in_turn if request.id is None else None

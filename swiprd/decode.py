@@ -11,6 +11,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from typing import cast
 
 # Image.open(formats=…) looks only among the decoders that are imported: these and no others.
 from PIL import (
@@ -50,7 +51,9 @@ _TURNS_BACK = _TURNS | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_
 def decode(data: bytes, rules: Preprocessing, *, max_pixels: int) -> Image.Image:
     """Return the first picture in ``data``: mode RGB, upright as far as ``rules`` say so.
 
-    Alpha is dropped, not composited; gray is replicated; 16-bit values keep their high byte.
+    Alpha is dropped, not composited; gray is replicated; 16-bit values keep their high byte. In
+    32 bits, whole numbers or not, white is taken to be the smallest of 1, 255, 2**16 - 1 and
+    2**31 that no value exceeds: the formats leave it open.
 
     Raises:
         SwiprError: ``not_an_image``, ``too_many_pixels``, or ``internal`` for want of memory.
@@ -88,6 +91,8 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
             image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0),
         )
     for what, (width, height) in sizes.items():
+        if type(width) is not int or type(height) is not int:  # a tag may be of any type
+            raise SwiprError("not_an_image", f"the size of {what} is no number")
         if width * height > max_pixels:
             raise SwiprError(
                 "too_many_pixels",
@@ -128,10 +133,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if mode == "RGB":
         image.load()
         return image
-    if mode.startswith("I"):
-        # Pillow's own conversion clips to 255. I;16 and its kin, and I where pillow widens 16 bits.
-        high_byte = image.convert("I").point(lambda value: value / 256)
-        return high_byte.convert("L").convert("RGB")
+    if mode.startswith("I;16"):
+        # Pillow's own conversion clips to 255.
+        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    if mode in ("I", "F"):
+        scale = _scale(image)
+        return image.convert("F").point(lambda value: value * scale).convert("L").convert("RGB")
     if mode in ("RGBa", "La"):
         return image.convert("RGBA" if mode == "RGBa" else "LA").convert("RGB")
     if mode == "LAB":
@@ -140,3 +147,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         assert converted is not None  # only in-place conversion returns None
         return converted
     return image.convert("RGB")
+
+
+def _scale(image: Image.Image) -> float:
+    lowest, highest = cast(tuple[float, float], image.getextrema())
+    for white, scale in ((1, 255.0), (255, 1.0), (2**16 - 1, 2**-8), (2**31, 2**-23)):
+        if lowest >= 0 and highest <= white:
+            return scale
+    raise SwiprError(
+        "not_an_image",
+        f"the picture has values from {lowest} to {highest}, expected 0 to {2**31}",
+    )

@@ -9,8 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from typing import Final
 
 from swiprctl.protocol import SwiprError
+
+EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Errors that say that this process or the machine has run out, not that anything is amiss."""
 
 
 def open_image(path: str) -> int:
@@ -19,7 +23,8 @@ def open_image(path: str) -> int:
     May block for as long as the file system does.
 
     Raises:
-        SwiprError: ``not_found``, ``permission_denied`` or ``not_a_file``.
+        SwiprError: ``not_found``, ``permission_denied`` or ``not_a_file``; ``busy`` when the
+            daemon or the machine can open no more files.
     """
     # O_NONBLOCK: a FIFO without a writer opens at once, and is then refused by what it is.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -33,7 +38,8 @@ def open_image(path: str) -> int:
             f"{path}: the daemon has no permission to read it; send a descriptor, as swiprctl does",
         ) from None
     except OSError as error:
-        raise SwiprError("not_a_file", f"{path}: cannot be opened: {error.strerror}") from None
+        code = "busy" if error.errno in EXHAUSTED else "not_a_file"
+        raise SwiprError(code, f"{path}: cannot be opened: {error.strerror}") from None
     except ValueError:  # a NUL or a lone surrogate
         raise SwiprError("not_found", f"no file can have the name {path!r}") from None
     return fd

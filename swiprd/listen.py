@@ -22,11 +22,11 @@ class OwnSocket:
     """A bound, listening, non-blocking Unix stream socket, and its file.
 
     A file left behind by a dead daemon is replaced, but only when it is a socket on which nobody
-    answers. ``remove`` takes the file away again, unless another daemon has replaced it since.
+    answers. It is taken away again at the end, unless another daemon has replaced it since.
     """
 
     def __init__(self, path: str) -> None:
-        """Bind ``path`` with mode 0660; its folder is made when missing.
+        """Bind ``path`` with mode 0660; its folder is made when missing. Not for several threads.
 
         Raises:
             ListenError: somebody answers there, something else stands there, or no permission.
@@ -35,10 +35,8 @@ class OwnSocket:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-            with _alone_at(path):
+            with _alone_at(path), _umask(0o777 & ~MODE):
                 self._bind()
-                # Before it listens nobody can connect, so nobody gets in under a looser mode.
-                os.chmod(path, MODE)
                 self.socket.listen(BACKLOG)
             self.socket.setblocking(False)
             self._identity = _identity(path)
@@ -56,13 +54,17 @@ class OwnSocket:
             _remove_stale(self.path)
             self.socket.bind(self.path)
 
-    def remove(self) -> None:
-        """Close the socket and remove its file."""
+    def unlink(self) -> None:
+        """Remove the file; who has connected by then can still be accepted."""
         try:
             if _identity(self.path) == self._identity:
                 os.unlink(self.path)
         except OSError:
             pass  # gone already, or no longer ours to remove
+
+    def close(self) -> None:
+        """Remove the file and close the socket."""
+        self.unlink()
         self.socket.close()
 
 
@@ -71,12 +73,18 @@ def _alone_at(path: str) -> Iterator[None]:
     """Keep other starting daemons waiting.
 
     What is bound and does not listen yet looks just like what a dead daemon left behind. The lock
-    is a file beside the socket that only our own user can open, so nobody else can hold it.
+    is a file beside the socket that only our own user may open, so nobody else can hold it.
     """
     name = path + ".lock"
     while True:
         lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
+            found = os.fstat(lock)
+            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+                raise ListenError(
+                    f"cannot listen at {path}: others can hold the lock {name}; remove it or choose"
+                    " another path"
+                )
             fcntl.flock(lock, fcntl.LOCK_EX)
             if _is_still_at(name, lock):  # its last holder may have removed it meanwhile
                 try:
@@ -86,6 +94,15 @@ def _alone_at(path: str) -> Iterator[None]:
                 return
         finally:
             os.close(lock)
+
+
+@contextlib.contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _is_still_at(name: str, fd: int) -> bool:

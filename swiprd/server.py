@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import socket
@@ -18,7 +17,8 @@ from swiprctl import protocol
 from swiprctl.protocol import Request, SwiprError
 from swiprd.config import Config
 from swiprd.connection import MAX_IN_FLIGHT, Connection
-from swiprd.files import open_image
+from swiprd.files import EXHAUSTED, open_image
+from swiprd.listen import OwnSocket
 from swiprd.supervisor import Supervisor
 
 log = logging.getLogger("swiprd")
@@ -30,7 +30,6 @@ OPENER_THREADS: Final = 4
 """Files that are opened by path at a time; a file system may hang, the event loop must not."""
 FAREWELL: Final = 1.0
 """Seconds to send what is left to be said once the drain's time is over."""
-_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Server:
@@ -38,9 +37,9 @@ class Server:
 
     Args:
         listeners: listening, non-blocking sockets; the caller closes them.
-        activated: whether somebody else listens on when this process is gone, as systemd does.
-            Then ``run`` also returns after ``config.idle_timeout`` without a client, and clients
-            who wait to be accepted are left to the successor.
+        own: the listener that is ours alone. None: somebody else listens on when this process is
+            gone, as systemd does. Then ``run`` also returns after ``config.idle_timeout`` without
+            a client, and clients who wait to be accepted are left to the successor.
     """
 
     def __init__(
@@ -49,12 +48,12 @@ class Server:
         listeners: Sequence[socket.socket],
         supervisor: Supervisor,
         *,
-        activated: bool,
+        own: OwnSocket | None,
     ) -> None:
         self._config = config
         self._listeners = listeners
         self._supervisor = supervisor
-        self._activated = activated
+        self._own = own
         self._connections: set[Connection] = set()
         self._all_gone = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -73,8 +72,12 @@ class Server:
             await self._stopping.wait()
             for listener in self._listeners:
                 loop.remove_reader(listener)
-                while not self._activated and self._accept(listener, group):
+            if self._own is not None:
+                # Nobody new can come, who has come is accepted, and a successor may have the path.
+                self._own.unlink()
+                while self._accept(self._own.socket, group):
                     pass
+                self._own.close()
             await self._drain()
             # Whoever still has a connection open now does not read what it is sent.
             for connection in self._connections:
@@ -84,6 +87,10 @@ class Server:
     def stop(self) -> None:
         """Accept no more clients, answer what has been asked, and let ``run`` return."""
         self._stopping.set()
+
+    async def stopping(self) -> None:
+        """Return once ``stop`` has been called, or the daemon has been idle for long enough."""
+        await self._stopping.wait()
 
     async def _drain(self) -> None:
         for connection in self._connections:
@@ -114,7 +121,7 @@ class Server:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                if error.errno not in _EXHAUSTED:
+                if error.errno not in EXHAUSTED:
                     raise
                 log.error("cannot accept clients: %s", error.strerror)
                 self._pause_accepting(listener, group)
@@ -149,7 +156,7 @@ class Server:
             return
         self._all_gone.set()
         idle = self._config.idle_timeout
-        if self._activated and idle and not self._stopping.is_set():
+        if self._own is None and idle and not self._stopping.is_set():
             self._idle_timer = asyncio.get_running_loop().call_later(idle, self._end_idle)
 
     def _end_idle(self) -> None:
@@ -227,14 +234,14 @@ class Server:
                 "id_bytes": protocol.MAX_ID_BYTES,
                 "in_flight": MAX_IN_FLIGHT,
                 "queue": config.max_queue,
-                "file_bytes": config.max_file_mib * 2**20,
-                "pixels": int(config.max_megapixels * 1e6),
+                "file_bytes": config.max_bytes,
+                "pixels": config.max_pixels,
             },
             "model": self._supervisor.status()["model"],
         }
 
     def _status(self) -> dict[str, Any]:
-        status = {
+        return {
             "version": swiprctl.__version__,
             "pid": os.getpid(),
             "uptime": round(time.monotonic() - self._started, 3),
@@ -242,9 +249,6 @@ class Server:
             "connections": len(self._connections),
             "replies": dict(sorted(self._replies.items())),
         }
-        if self._stopping.is_set():
-            status["state"] = "draining"
-        return status
 
 
 def _close_opened(opening: Future[int]) -> None:

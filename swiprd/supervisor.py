@@ -42,6 +42,8 @@ PATIENCE: Final = 3
 """Starts in a row that may die without a word before the slot counts as failed."""
 MAX_BACKOFF: Final = 30.0
 """Longest time in seconds that a failed slot refuses work."""
+DESCRIPTION: Final = frozenset({"model", "labels", "engine", "precision"})
+"""What a worker says of its model when it is ready."""
 REAP_TIMEOUT: Final = 10.0
 """Seconds that a killed process is given to disappear."""
 
@@ -209,7 +211,7 @@ class _Slot:
                 await self._load(worker)
             except SwiprError as error:
                 # It said why. Patience is for those that die without a word.
-                self._failed_starts = PATIENCE
+                self._failed_starts = max(self._failed_starts, PATIENCE - 1)
                 return self._note_failed_start(error.message)
             except WorkerDied as death:
                 return self._note_failed_start(str(death))
@@ -247,8 +249,9 @@ class _Slot:
         settings = {
             "model": config.model,
             "threads": config.threads_per_worker,
-            "max_bytes": config.max_file_mib * 2**20,
-            "max_pixels": int(config.max_megapixels * 1e6),
+            "max_bytes": config.max_bytes,
+            "max_pixels": config.max_pixels,
+            "log_level": config.log_level,
         }
         began = asyncio.get_running_loop().time()
         try:
@@ -356,7 +359,7 @@ class _Worker:
         """Send the settings and return what the worker says of its model once it is ready."""
         reply = await self._call(protocol.encode(settings), None)
         described = reply.get("ready")
-        if not isinstance(described, dict):
+        if not isinstance(described, dict) or described.keys() != DESCRIPTION:
             raise _broken("no proper 'ready'")
         return described
 
@@ -381,6 +384,9 @@ class _Worker:
             raise _broken(error.message) from None
         if reply is None:
             raise WorkerDied("the worker died")
+        if reply.fd is not None:
+            os.close(reply.fd)
+            raise _broken("it sent a descriptor")
         try:
             return protocol.decode_reply(reply.data, max_depth=protocol.MAX_DEPTH)
         except SwiprError as error:

@@ -40,7 +40,7 @@ def main() -> int:
     # The front decides when a worker ends: a drain goes on after the Ctrl-C that began it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(format="swiprd worker: %(message)s", level=logging.WARNING)
+    logging.basicConfig(format="swiprd worker: %(message)s")
     link = _Link(socket.socket(fileno=int(sys.argv[1])))
     settings = link.receive()
     if settings is None:
@@ -79,6 +79,7 @@ class _Link:
 
 
 def _load(settings: dict[str, Any]) -> tuple[Model, int]:
+    logging.getLogger().setLevel(settings["log_level"].upper())
     try:
         bundle = read_bundle(settings["model"])
         # Only now: a bundle that cannot be served is told at once, not after seconds of loading.
@@ -88,6 +89,7 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
 
         torch.set_num_threads(settings["threads"])
         model = Model(bundle, max_pixels=settings["max_pixels"])
+        _check_reply_fits(model)
         model.check_golden()
     except BundleError as error:
         raise SwiprError("unavailable", str(error)) from None
@@ -95,6 +97,18 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
         log.exception("cannot load the model")
         raise SwiprError("unavailable", f"the worker failed: {error!r}") from None
     return model, settings["max_bytes"]
+
+
+def _check_reply_fits(model: Model) -> None:
+    # The longest id, and numbers with as many digits as there can be.
+    longest = -sys.float_info.min
+    result = Result((longest,) * len(model.labels), model.labels, model.digest, longest)
+    size = len(protocol.encode_result("\0" * protocol.MAX_ID_BYTES, result))
+    if size > protocol.MAX_LINE:
+        raise BundleError(
+            f"the bundle has too many or too long labels: a reply would have {size} bytes,"
+            f" expected at most {protocol.MAX_LINE}"
+        )
 
 
 def _describe(model: Model) -> dict[str, Any]:

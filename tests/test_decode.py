@@ -303,6 +303,38 @@ def test_a_tile_far_larger_than_its_picture_does_not_cost_what_it_unpacks_to() -
     assert mebibytes < 20, f"a picture of 16 x 16 pixels took {mebibytes} MiB ({result})"
 
 
+def test_a_tile_whose_sides_are_no_numbers_is_refused() -> None:
+    """A tag may be of any type; text times a number would be a very long text."""
+    data = bytearray(tiff(16, 16, tile=(0, 500_000_000)))
+    at = data.index(struct.pack("<HHI", 322, 4, 1))
+    data[at : at + 12] = struct.pack("<HHI4s", 322, 2, 4, b"AAA\0")
+    mebibytes, _, result = cost(bytes(data))
+    assert mebibytes < 20
+    assert result == "not_an_image: the size of a tile of the picture is no number"
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+@pytest.mark.parametrize("white", [1, 255, 65535, 2**31 - 1])
+def test_in_32_bits_white_is_what_no_value_exceeds(mode: str, white: int) -> None:
+    """The same picture in each of the usual ranges gives the same pixels."""
+    values = [0, white] if mode == "I" and white == 1 else [white * k // 8 for k in range(9)]
+    if mode == "F":
+        values = [white * k / 8 for k in range(9)]  # type: ignore[misc]
+    code = "=i" if mode == "I" else "=f"
+    data = b"".join(struct.pack(code, value) for value in values)
+    image = Image.frombytes(mode, (len(values), 1), data)
+    got = pixels(saved(image, "TIFF")).convert("L").tobytes()
+    wanted = [255 * value / white for value in values]
+    assert [abs(a - b) <= 1 for a, b in zip(got, wanted, strict=True)] == [True] * len(values)
+
+
+def test_values_without_a_black_or_white_are_no_picture() -> None:
+    """There is nothing that they could be measured by."""
+    for value in (1e30, float("inf"), -1.0, float("nan")):
+        image = Image.frombytes("F", (1, 1), struct.pack("=f", value))
+        assert refusal(saved(image, "TIFF")) == "not_an_image"
+
+
 def test_a_picture_for_which_there_is_no_memory_is_refused_with_a_reason() -> None:
     """It says nothing about the picture, so it is not called unreadable."""
     _, _, result = cost(png(50_000, 50_000), max_pixels=2**32, memory=2**29)

@@ -7,6 +7,8 @@ import os
 import random
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -153,6 +155,24 @@ def test_a_file_in_a_folder_without_permission_is_denied(picture: Path) -> None:
 
 
 # --- what is no regular file ---------------------------------------------------------------------
+
+
+def test_a_process_without_a_free_descriptor_is_busy(picture: Path) -> None:
+    """That says nothing about the picture, and may be otherwise in a moment."""
+    script = """
+import resource, sys
+from swiprctl.protocol import SwiprError
+from swiprd.files import open_image
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+try:
+    open_image(sys.argv[1])
+except SwiprError as error:
+    print(error.code, error.retryable)
+"""
+    command = [sys.executable, "-P", "-c", script, str(picture)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    assert done.stdout == "busy True\n"
 
 
 def test_a_directory_is_no_file(folder: Path) -> None:

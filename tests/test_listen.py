@@ -28,7 +28,7 @@ def own_socket(path: Path) -> Iterator[OwnSocket]:
     try:
         yield own
     finally:
-        own.remove()
+        own.close()
 
 
 @contextlib.contextmanager
@@ -74,7 +74,7 @@ def test_the_mode_is_0660_whatever_the_umask(mask: int, folder: Path) -> None:
     with umask(mask):
         own = OwnSocket(str(path))
     mode = path.stat().st_mode
-    own.remove()
+    own.close()
     assert stat.S_ISSOCK(mode)
     assert stat.S_IMODE(mode) == 0o660
 
@@ -293,7 +293,7 @@ def start(together, winners):
                 winners[number] += 1
         together.wait(30)
         if own is not None:
-            own.remove()
+            own.close()
 
 together = starters.Barrier(4)
 winners = starters.Array("i", rounds)
@@ -309,6 +309,16 @@ print(json.dumps(list(winners)))
     winners = json.loads(done.stdout)
     assert len(winners) == rounds
     assert {number: count for number, count in enumerate(winners) if count != 1} == {}
+
+
+def test_a_lock_that_others_can_hold_is_not_waited_for(folder: Path) -> None:
+    """In a folder for everybody, a stranger's lock cannot keep the daemon waiting for ever."""
+    lock = folder / "s.lock"
+    lock.touch()
+    lock.chmod(0o666)
+    message = refusal(folder / "s")
+    assert f"others can hold the lock {lock}; remove it" in message
+    assert lock.exists()
 
 
 def test_the_second_daemon_for_a_path_ends_and_the_first_goes_on(
@@ -348,7 +358,7 @@ def test_a_killed_daemon_does_not_keep_the_next_from_its_path(start_daemon: Star
 def test_remove_takes_the_file_away_and_stops_listening(folder: Path) -> None:
     """Afterwards nothing is left but the folder."""
     own = OwnSocket(str(folder / "s"))
-    own.remove()
+    own.close()
     assert list(folder.iterdir()) == []
     assert own.socket.fileno() == -1
 
@@ -359,7 +369,7 @@ def test_remove_leaves_a_file_that_has_replaced_ours(folder: Path) -> None:
     ours = OwnSocket(str(path))
     path.unlink()
     with own_socket(path):
-        ours.remove()
+        ours.close()
         assert ours.socket.fileno() == -1
         assert is_answered(path)
 
@@ -370,7 +380,7 @@ def test_remove_leaves_what_is_no_socket_any_more(folder: Path) -> None:
     own = OwnSocket(str(path))
     path.unlink()
     path.write_text("precious")
-    own.remove()
+    own.close()
     assert path.read_text() == "precious"
 
 
@@ -382,7 +392,7 @@ def test_remove_does_not_fail_when_the_file_is_gone(gone: str, folder: Path) -> 
     path.unlink()
     if gone == "the folder":
         path.parent.rmdir()
-    own.remove()
+    own.close()
     assert own.socket.fileno() == -1
 
 
@@ -392,7 +402,7 @@ def test_remove_without_permission_leaves_the_file_but_closes(folder: Path) -> N
     own = OwnSocket(str(path))
     folder.chmod(0o555)
     with unprivileged():
-        own.remove()
+        own.close()
     assert own.socket.fileno() == -1
     assert path.is_socket()
     folder.chmod(0o700)

@@ -24,7 +24,7 @@ FLOORS = {
     "swiprd.files": 1,
     "swiprd.bundle": 1,
     "swiprd.channel": 1,
-    "swiprd.efficientnet_lite": 1,
+    "swiprd.efficientnet_lite": 2,
     "swiprd.decode": 2,
     "swiprd.preprocess": 2,
     "swiprd.supervisor": 2,

@@ -171,6 +171,14 @@ def test_an_unfinished_line_is_no_request(daemon: Daemon) -> None:
     assert reply["error"]["code"] == "bad_request"
 
 
+def test_a_client_that_sends_far_too_much_can_read_why(daemon: Daemon) -> None:
+    """The connection is not closed under its hands: all is taken, then too_long is there."""
+    with daemon.connect() as connection:
+        connection.sendall(b"x" * 5_000_000)
+        got = replies(read_lines(connection))
+    assert [reply["error"]["code"] for reply in got] == ["too_long"]
+
+
 def test_an_overlong_line_ends_the_connection(daemon: Daemon) -> None:
     """It gets too_long after the replies before it, and its tail is not taken for a message."""
     with daemon.connect() as connection:
@@ -378,6 +386,40 @@ def test_sigterm_answers_what_was_asked(start_daemon: StartDaemon) -> None:
     assert daemon.stop() == 0
     assert not os.path.exists(daemon.path)
     assert not Path(f"/proc/{worker}").exists()
+
+
+def test_a_daemon_that_drains_is_no_longer_there_for_newcomers(start_daemon: StartDaemon) -> None:
+    """Its path is free at once: who comes is told, or finds the successor."""
+    daemon = start_daemon("--drain-timeout", "20")
+    daemon.wait_ready()
+    (worker,) = daemon.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+    with daemon.connect() as connection:
+        connection.sendall(lines({"path": str(CHELSEA)}))
+        daemon.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not os.path.exists(daemon.path), "the socket's file to go")
+        assert code_of(daemon.client().ping) == "cannot_connect"
+        successor = start_daemon("--socket", daemon.path)
+        with daemon.client() as client:
+            assert client.status()["pid"] == successor.pid
+        os.kill(worker, signal.SIGCONT)
+        (reply,) = replies(read_lines(connection))
+    assert len(reply["scores"]) == 2
+    assert daemon.stop() == 0
+    assert os.path.exists(daemon.path), "the successor's socket"
+
+
+def test_a_line_cut_off_by_the_daemons_end_is_not_the_clients_fault(
+    start_daemon: StartDaemon,
+) -> None:
+    """A request that was still arriving is told that it may be sent again."""
+    daemon = start_daemon()
+    with daemon.connect() as connection:
+        connection.sendall(lines({"op": "ping"}) + b'{"op":"pi')
+        read_lines(connection, 1)
+        daemon.process.send_signal(signal.SIGTERM)
+        (reply,) = replies(read_lines(connection))
+    assert (reply["error"]["code"], reply["error"]["retryable"]) == ("shutting_down", True)
 
 
 def test_a_drain_that_takes_too_long_says_so(start_daemon: StartDaemon) -> None:

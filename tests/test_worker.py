@@ -38,6 +38,7 @@ SETTINGS = {
     "threads": 1,
     "max_bytes": MAX_BYTES,
     "max_pixels": MAX_PIXELS,
+    "log_level": "info",
 }
 PATIENCE = 60.0
 
@@ -393,3 +394,19 @@ def test_a_bundle_whose_golden_answers_come_out_wrong_is_never_served(folder: Pa
         assert reply["error"]["code"] == "unavailable"
         assert "golden picture 0 scores " in reply["error"]["message"]
         assert worker.end() == (1, b"", "")
+
+
+def test_a_bundle_whose_replies_would_not_fit_in_a_line_is_never_served(folder: Path) -> None:
+    """It is refused when it is loaded, not at each picture."""
+    bundle = read_bundle(DEFAULT_BUNDLE)
+    labels = tuple(f"{number:060}" for number in range(1000))
+    golden = tuple(
+        dataclasses.replace(golden, scores=(0.0,) * 1000) for golden in bundle.manifest.golden
+    )
+    path = str(folder / "long.safetensors")
+    manifest = dataclasses.replace(bundle.manifest, labels=labels, outputs=None, golden=golden)
+    write_bundle(path, manifest, bundle.tensors)
+    with start() as worker:
+        reply = worker.load(model=path)
+        assert reply["error"]["code"] == "unavailable"
+        assert "expected at most 65536" in reply["error"]["message"]

