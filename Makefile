@@ -14,7 +14,8 @@ test: $(VENV)/installed-test
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --quiet --editable .
+	@echo "Installing into $(VENV). Torch is large: this takes minutes."
+	$(PIP) --quiet --progress-bar on --editable .
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

@@ -31,15 +31,14 @@ NO_ANSWER_CODES: Final = frozenset(
 EPILOG: Final = """\
 exit status: 0 done; 1 the image could not be scored; 2 wrong usage;
 3 the daemon was not reached, is busy or ran out of time
-
-swiprctl --compute PATH speaks like the script that swipr replaces: it prints
-the scores, or -1 unknown, -2 no such path, -3 not analyzed, -4 not connected.
 """
+OPTIONS: Final = ("-h", "--help", "--version", "--socket", "--timeout", "--compute")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     parser = _parser()
+    _refuse_unknown_options(parser, sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
     if (args.command is None) == (args.script_path is None):
         parser.error("expected one command: compute, ping or status")
@@ -89,13 +88,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"swiprctl {swiprctl.__version__}")
     _add_common(parser, None, DEFAULT_TIMEOUT)
-    parser.add_argument("--compute", metavar="PATH", dest="script_path", help=argparse.SUPPRESS)
-    commands = parser.add_subparsers(dest="command", title="commands", metavar="")
+    parser.add_argument(
+        "--compute",
+        metavar="PATH",
+        dest="script_path",
+        help="speak like the script that swipr replaces: print the scores, or -1 unknown,"
+        " -2 no such path, -3 not analyzed, -4 not connected",
+    )
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
     _add(commands, "compute", "print the scores of an image, as in 0.660000,0.340000", _compute)
     commands.choices["compute"].add_argument("path", metavar="PATH", help="the image file")
     _add(commands, "ping", "print pong when the daemon answers", _ping)
     _add(commands, "status", "print what the daemon is doing", _status)
     return parser
+
+
+def _refuse_unknown_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    # Argparse would blame the word after it: it takes that for the command.
+    for word in argv:
+        if word == "--":
+            return
+        name = word.partition("=")[0]
+        if name.startswith("-") and len(name) > 1 and name not in OPTIONS:
+            parser.error(f"no option {name}, expected one of {', '.join(OPTIONS)}")
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:

@@ -104,7 +104,7 @@ class Client:
             finally:
                 os.close(fd)
         except SwiprError as error:
-            if error.code in protocol.IMAGE_CODES:
+            if name and error.code in protocol.IMAGE_CODES:
                 error.message = f"{name}: {error.message}"
             raise
         return protocol.decode_result(reply)
@@ -253,12 +253,33 @@ def _why_not(path: str, error: OSError) -> str:
             " start swiprd or name its socket with --socket or SWIPR_SOCKET"
         )
     if isinstance(error, ConnectionRefusedError):
+        if not _is_socket(path):
+            return f"no daemon at {path}: that is no socket; name swiprd's with --socket"
         return f"no daemon at {path}: nothing listens there; start swiprd"
     if isinstance(error, PermissionError):
-        return (
-            f"no permission for {path}; ask for membership in the socket's group and log in again"
-        )
+        return f"no permission for {path}{_whose(path)}"
     return f"cannot connect to {path}: {error.strerror or error}"
+
+
+def _is_socket(path: str) -> bool:
+    import stat  # only for a message
+
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return True  # gone meanwhile
+
+
+def _whose(path: str) -> str:
+    try:
+        import grp
+        import pwd
+
+        found = os.stat(path)
+        user, group = pwd.getpwuid(found.st_uid).pw_name, grp.getgrgid(found.st_gid).gr_name
+    except (ImportError, OSError, KeyError):
+        return "; ask whoever runs swiprd"
+    return f"; it is for the user {user} and members of the group {group}"
 
 
 def _left(deadline: float) -> float:
@@ -271,6 +292,8 @@ def _left(deadline: float) -> float:
 def _open_image(path: str) -> int:
     # O_NONBLOCK: a FIFO without a writer must not hang us. The daemon looks at what it is.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    if not path:
+        raise SwiprError("not_found", "the path is empty")
     try:
         return os.open(path, flags)
     except (FileNotFoundError, NotADirectoryError):

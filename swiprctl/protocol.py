@@ -415,7 +415,7 @@ class Result:
     """What one image scored.
 
     Attributes:
-        scores: one number a label, each in [0, 1] for a softmax or sigmoid model.
+        scores: one number per label, each in [0, 1] for a softmax or sigmoid model.
         labels: the labels, in the order of the scores.
         model: digest of the model that answered, ``sha256:`` and 64 hexadecimal digits.
         ms: the worker's time for decoding, preprocessing and computing, in milliseconds.

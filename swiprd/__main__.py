@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(file=args.pop("config"), environment=os.environ, flags=args)
         _log_to_stderr(config.log_level)
         inherited = listen_fds(os.environ)
-        own = None if inherited else OwnSocket(_socket_path(config, os.environ))
+        own = None if inherited else open_listener(config.socket, os.environ)
     except ConfigError as error:
         return _fail(error, USAGE)
     except (ActivationError, ListenError) as error:
@@ -102,12 +103,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="swiprd",
         usage="swiprd [--config FILE] [--SETTING VALUE ...]",
         description="Keep an image classifier warm and answer over a Unix socket.",
-        epilog="Settings come from /etc/swipr/swiprd.toml, SWIPRD_* variables, then flags.",
+        epilog="[Default.] Also set in /etc/swipr/swiprd.toml, as in idle_timeout = 300, or in a"
+        " variable, as in SWIPRD_IDLE_TIMEOUT=300. Flags win over variables, variables over the"
+        " file.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=80),
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"swiprd {swiprctl.__version__}")
-    parser.add_argument("--config", metavar="FILE", help="settings, instead of the usual file")
+    parser.add_argument("--config", metavar="FILE", help="settings file [/etc/swipr/swiprd.toml]")
     for setting in SETTINGS:
         parser.add_argument(
             setting.flag,
@@ -126,9 +129,17 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(format="swiprd: %(message)s", level=level.upper(), stream=sys.stderr)
 
 
-def _socket_path(config: Config, environment: Mapping[str, str]) -> str:
-    if config.socket is not None:
-        return config.socket
+def open_listener(path: str | None, environment: Mapping[str, str]) -> OwnSocket:
+    """Return a listener at ``path``, or at the user's usual place when that is None."""
+    if path is None:
+        path = _usual_socket(environment)
+        # In the usual places the folder is ours; elsewhere it is the user's to make.
+        with contextlib.suppress(OSError):  # which shows at once, when the socket is bound
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    return OwnSocket(path)
+
+
+def _usual_socket(environment: Mapping[str, str]) -> str:
     if os.geteuid() == 0:
         return SYSTEM_SOCKET
     runtime = environment.get("XDG_RUNTIME_DIR")

@@ -76,7 +76,7 @@ class Manifest:
         architecture: what to build, a key of ``swiprd.model.ARCHITECTURES``.
         labels: names of the scores, in order.
         outputs: for each label, the half-open ranges of model outputs whose activations are
-            summed to its score; None: one output a label.
+            summed to its score; None: one output per label.
         activation: what turns outputs into scores.
         preprocessing: how pictures become inputs.
         golden: pictures and answers by which a worker checks itself.

@@ -81,8 +81,13 @@ class Setting:
     name: str
     default: Any
     metavar: str
-    help: str
+    words: str
     check: Callable[[Any], Any]
+
+    @property
+    def help(self) -> str:
+        """What ``--help`` says of it, its default included."""
+        return self.words.format(self.default)
 
     @property
     def flag(self) -> str:
@@ -130,7 +135,7 @@ def _number(low: float, high: float, *, or_zero: bool = False) -> Callable[[Any]
         if isinstance(value, bool) or number is None:
             number = -1.0
         if not (low <= number <= high or (or_zero and number == 0)):
-            raise ValueError(f"{'0 or ' if or_zero else ''}a number from {low:g} to {high:g}")
+            raise ValueError(f"{'0 or ' if or_zero else ''}a number from {low:.9g} to {high:.9g}")
         return number
 
     return check
@@ -145,24 +150,24 @@ def _level(value: Any) -> str:
 _DAY = 86400.0
 
 SETTINGS: Final = (
-    Setting("model", DEFAULT_BUNDLE, "BUNDLE", "model to serve", _path),
-    Setting("socket", None, "PATH", "where to listen unless systemd says", _socket_path),
-    Setting("workers", 1, "N", "worker processes", _integer(1, 64)),
-    Setting("threads", 0, "N", "threads a worker; 0: processors/workers", _integer(0, 256)),
+    Setting("model", DEFAULT_BUNDLE, "BUNDLE", "model to serve [the one that comes along]", _path),
+    Setting("socket", None, "PATH", "where to listen when systemd does not", _socket_path),
+    Setting("workers", 1, "N", "worker processes [{}]", _integer(1, 64)),
+    Setting("threads", 0, "N", "threads per worker; 0: share processors [{}]", _integer(0, 256)),
     Setting(
         "idle_timeout",
         900.0,
         "S",
-        "free the memory after S idle seconds; 0: never",
+        "free the memory after S idle seconds; 0: never [{:g}]",
         _number(0.1, 365 * _DAY, or_zero=True),
     ),
-    Setting("compute_timeout", 10.0, "S", "seconds for one image", _number(0.1, 3600)),
-    Setting("load_timeout", 120.0, "S", "seconds to load the model", _number(1, 3600)),
-    Setting("drain_timeout", 30.0, "S", "seconds to finish when stopped", _number(0, 3600)),
-    Setting("max_queue", 128, "N", "images waiting before 'busy'", _integer(1, 100_000)),
-    Setting("max_file_mib", 32, "N", "largest image file, MiB", _integer(1, 1024)),
-    Setting("max_megapixels", 50.0, "N", "largest image, megapixels", _number(0.001, 1000)),
-    Setting("log_level", "info", "LEVEL", "|".join(LOG_LEVELS), _level),
+    Setting("compute_timeout", 10.0, "S", "seconds for one image [{:g}]", _number(0.1, 3600)),
+    Setting("load_timeout", 120.0, "S", "seconds to load the model [{:g}]", _number(1, 3600)),
+    Setting("drain_timeout", 30.0, "S", "seconds to finish when stopped [{:g}]", _number(0, 3600)),
+    Setting("max_queue", 128, "N", "images waiting before 'busy' [{}]", _integer(1, 100_000)),
+    Setting("max_file_mib", 32, "N", "largest image file, MiB [{}]", _integer(1, 1024)),
+    Setting("max_megapixels", 50.0, "N", "largest image, megapixels [{:g}]", _number(0.001, 1000)),
+    Setting("log_level", "info", "LEVEL", "|".join(LOG_LEVELS) + " [{}]", _level),
 )
 
 assert [s.name for s in SETTINGS] == [f.name for f in fields(Config)]
@@ -188,10 +193,14 @@ def load_config(
         if key not in by_name:
             raise ConfigError(f"{path}: no setting {key!r}, expected one of {', '.join(by_name)}")
         values[key] = _checked(by_name[key], value, f"{key} in {path}")
-    for setting in SETTINGS:
-        if setting.variable in environment:
-            written = environment[setting.variable]
-            values[setting.name] = _checked(setting, written, setting.variable)
+    by_variable = {setting.variable: setting for setting in SETTINGS}
+    for variable, written in environment.items():
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            if variable not in by_variable:
+                known = ", ".join(by_variable)
+                raise ConfigError(f"no setting {variable!r}, expected one of {known}")
+            setting = by_variable[variable]
+            values[setting.name] = _checked(setting, written, variable)
     for setting in SETTINGS:
         given = flags.get(setting.name)
         if given is not None:

@@ -26,7 +26,7 @@ class OwnSocket:
     """
 
     def __init__(self, path: str) -> None:
-        """Bind ``path`` with mode 0660; its folder is made when missing. Not for several threads.
+        """Bind ``path`` with mode 0660. Not for several threads.
 
         Raises:
             ListenError: somebody answers there, something else stands there, or no permission.
@@ -34,12 +34,16 @@ class OwnSocket:
         self.path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
             with _alone_at(path), _umask(0o777 & ~MODE):
                 self._bind()
                 self.socket.listen(BACKLOG)
             self.socket.setblocking(False)
             self._identity = _identity(path)
+        except FileNotFoundError:
+            self.socket.close()
+            raise ListenError(
+                f"cannot listen at {path}: its folder is not there; make it or choose another path"
+            ) from None
         except OSError as error:
             self.socket.close()
             raise ListenError(f"cannot listen at {path}: {error.strerror or error}") from None

@@ -64,7 +64,7 @@ class Model:
         self.digest = bundle.digest
 
     def compute(self, data: bytes) -> tuple[float, ...]:
-        """Return one score a label for the picture in ``data``, an image file's bytes.
+        """Return one score per label for the picture in ``data``, an image file's bytes.
 
         Raises:
             SwiprError: ``not_an_image``, ``too_many_pixels``, or ``internal`` where the network

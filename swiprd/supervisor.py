@@ -232,7 +232,8 @@ class _Slot:
         if self.refuses:
             self.state = "failed"
             self._supervisor.fail_if_hopeless()
-        log.error("the model cannot be served: %s", reason)
+        again = "; it is tried again when an image comes" if self.refuses else ""
+        log.error("the model cannot be served: %s%s", reason, again)
         return not self.refuses
 
     async def _cool_down(self) -> None:

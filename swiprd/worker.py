@@ -93,6 +93,10 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
         model.check_golden()
     except BundleError as error:
         raise SwiprError("unavailable", str(error)) from None
+    except ModuleNotFoundError as error:
+        raise SwiprError(
+            "unavailable", f"{error.name} is not installed; install swipr without --no-deps"
+        ) from None
     except Exception as error:
         log.exception("cannot load the model")
         raise SwiprError("unavailable", f"the worker failed: {error!r}") from None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import json
 import math
 import os
+import pwd
 import re
 import resource
 import select
@@ -490,7 +492,7 @@ def test_a_late_answer_is_never_taken_for_anothers(daemon: Daemon) -> None:
     [
         (make_missing, "there is no such socket; start swiprd or name its socket with --socket"),
         (make_socket, "nothing listens there; start swiprd"),
-        (Path.touch, "nothing listens there; start swiprd"),
+        (Path.touch, "that is no socket; name swiprd's with --socket"),
         (make_endless_link, "cannot connect to"),
     ],
 )
@@ -522,10 +524,12 @@ def test_without_permission_the_message_says_what_to_do(folder: Path) -> None:
     folder.chmod(0o755)
     with Peer(folder, pongs) as peer, Client(peer.path, timeout=10) as client:
         Path(peer.path).chmod(0)
+        names = f"{pwd.getpwuid(os.geteuid()).pw_name} and members of the group "
+        names += grp.getgrgid(os.getegid()).gr_name
         with unprivileged():
             error = failure_of(client.ping)
     assert (error.code, error.number) == ("cannot_connect", -4)
-    assert f"no permission for {peer.path}; ask for membership" in error.message
+    assert f"no permission for {peer.path}; it is for the user " + names in error.message
 
 
 def test_without_descriptors_left_the_message_says_so(folder: Path) -> None:

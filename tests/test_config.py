@@ -29,7 +29,7 @@ EXPECTED = {
     "socket": "an absolute path",
     "workers": "a whole number from 1 to 64",
     "threads": "a whole number from 0 to 256",
-    "idle_timeout": "0 or a number from 0.1 to 3.1536e+07",
+    "idle_timeout": "0 or a number from 0.1 to 31536000",
     "compute_timeout": "a number from 0.1 to 3600",
     "load_timeout": "a number from 1 to 3600",
     "drain_timeout": "a number from 0 to 3600",
@@ -187,9 +187,15 @@ def test_a_flag_that_was_not_given_overrules_nothing() -> None:
 
 
 def test_other_variables_and_flags_are_passed_over() -> None:
-    """The environment holds much that is not ours, even under our prefix."""
-    environment = {"PATH": "/bin", "SWIPRD_COLOUR": "red", "SWIPR_WORKERS": "9", "WORKERS": "9"}
+    """The environment holds much that is not ours."""
+    environment = {"PATH": "/bin", "SWIPR_WORKERS": "9", "WORKERS": "9", "swiprd_workers": "9"}
     assert load(environment=environment, flags={"verbose": "9"}) == load()
+
+
+def test_an_unknown_variable_under_our_prefix_is_refused() -> None:
+    """A mistyped one would otherwise change nothing and say nothing."""
+    message = refusal(environment={"SWIPRD_IDEL_TIMEOUT": "5"})
+    assert message.startswith("no setting 'SWIPRD_IDEL_TIMEOUT', expected one of SWIPRD_MODEL, ")
 
 
 def test_all_settings_may_stand_in_one_file(folder: Path) -> None:

@@ -278,6 +278,20 @@ def test_wrong_usage_is_told_apart(args: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_mistyped_option_is_named_itself() -> None:
+    """Not the word after it, which is then taken for a command."""
+    done = run("--sokcet", "/x", "compute", "x")
+    assert done.returncode == 2
+    assert "no option --sokcet, expected one of -h, --help" in done.stderr
+
+
+def test_an_empty_path_is_told_as_such() -> None:
+    """It comes from a variable that is not set."""
+    done = run("compute", "")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "swiprctl: the path is empty (not_found)\n"
+
+
 # --- streams and signals -------------------------------------------------------------------------
 
 
