@@ -30,6 +30,7 @@ DONE: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
 
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 PATHS: Final = ("model", "socket")
 """Settings that may be relative to the current folder when they are given as flags."""
 
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(file=args.pop("config"), environment=os.environ, flags=args)
         _log_to_stderr(config.log_level)
         inherited = listen_fds(os.environ)
+        # From here to the event loop a signal waits: nothing that is bound may be left behind.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         own = None if inherited else open_listener(config.socket, os.environ)
     except ConfigError as error:
         return _fail(error, USAGE)
@@ -85,8 +88,9 @@ async def _serve(
     supervisor = Supervisor(config)
     server = Server(config, listeners, supervisor, own=own)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, server.stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # before a worker inherits it
     async with asyncio.TaskGroup() as group:
         group.create_task(supervisor.run())
         serving = group.create_task(server.run())

@@ -79,3 +79,14 @@ def daemon() -> Iterator[Daemon]:
     finally:
         assert daemon.stop() == 0, daemon.log()
         shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread: beside busy neighbours, two wait for one another."""
+    import torch  # only for the tests that have it already
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -25,6 +25,7 @@ from tests.daemon import (
     CHELSEA,
     COFFEE,
     PICTURES,
+    SWIPRD,
     Daemon,
     code_of,
     exchange,
@@ -386,6 +387,20 @@ def test_sigterm_answers_what_was_asked(start_daemon: StartDaemon) -> None:
     assert daemon.stop() == 0
     assert not os.path.exists(daemon.path)
     assert not Path(f"/proc/{worker}").exists()
+
+
+def test_sigterm_at_the_very_start_leaves_nothing_behind(folder: Path) -> None:
+    """However soon after the socket is there: the daemon ends well and takes it away again."""
+    path = folder / "s"
+    for _ in range(10):
+        with subprocess.Popen(
+            [*SWIPRD, "--socket", str(path)], stderr=subprocess.DEVNULL
+        ) as daemon:
+            while not path.exists():
+                assert daemon.poll() is None
+            daemon.send_signal(signal.SIGTERM)
+            assert daemon.wait(60) == 0
+        assert not path.exists()
 
 
 def test_a_daemon_that_drains_is_no_longer_there_for_newcomers(start_daemon: StartDaemon) -> None:
