@@ -74,7 +74,7 @@ def _fill_standard_descriptors() -> None:
     # Where they are closed, the next sockets would take their numbers, and whatever a library
     # prints would go to a client.
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
+        os.set_inheritable(fd, True)
     os.close(fd)
 
 

@@ -14,9 +14,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from PIL import Image
 
 from swiprctl import Client, SwiprError
 from swiprd.config import DEFAULT_BUNDLE
@@ -387,6 +388,24 @@ def test_sigterm_answers_what_was_asked(start_daemon: StartDaemon) -> None:
     assert daemon.stop() == 0
     assert not os.path.exists(daemon.path)
     assert not Path(f"/proc/{worker}").exists()
+
+
+def test_closed_standard_descriptors_are_no_trap(folder: Path) -> None:
+    """Neither the front's nor the worker's are then taken by sockets, and pictures are scored."""
+    with Image.open(CHELSEA) as chelsea:
+        chelsea.save(folder / "chelsea.tiff")  # while a TIFF is decoded, its library is kept silent
+    path = folder / "s"
+    command = ["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh", *SWIPRD, "--socket", str(path)]
+    with subprocess.Popen(command) as daemon:
+        wait_until(path.exists, "the socket")
+        with Client(str(path), timeout=60) as client:
+            assert client.compute(folder / "chelsea.tiff").scores[1] > 0.9
+            (worker,) = cast(list[dict[str, int]], client.status()["workers"])
+        for pid in (daemon.pid, worker["pid"]):
+            standard = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)]
+            assert standard == ["/dev/null"] * 3
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(60) == 0
 
 
 def test_sigterm_at_the_very_start_leaves_nothing_behind(folder: Path) -> None:
