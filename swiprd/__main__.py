@@ -31,6 +31,8 @@ FAILED: Final = 1
 USAGE: Final = 2
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+COMMANDS: Final = ("import", "show")
+"""What swiprd does instead of serving when it is the first word; see swiprd.commands."""
 PATHS: Final = ("model", "socket")
 """Settings that may be relative to the current folder when they are given as flags."""
 
@@ -38,6 +40,12 @@ PATHS: Final = ("model", "socket")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon in the foreground and return its exit status."""
     _fill_standard_descriptors()
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] and words[0] in COMMANDS:
+        # Only now: these import torch, which the daemon's front never does.
+        from swiprd.commands import run_command
+
+        return run_command(words)
     args = vars(_parser().parse_args(argv))
     notify_address = os.environ.pop("NOTIFY_SOCKET", None)  # not for the workers
     try:
@@ -100,16 +108,17 @@ async def _serve(
         log.info("stopping")
         await serving
         supervisor.stop()
+    # One more signal changes nothing now; without the loop's handlers it would kill.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="swiprd",
-        usage="swiprd [--config FILE] [--SETTING VALUE ...]",
+        usage="swiprd [--config FILE] [--SETTING VALUE ...]\n       swiprd import|show --help",
         description="Keep an image classifier warm and answer over a Unix socket.",
-        epilog="[Default.] Also set in /etc/swipr/swiprd.toml, as in idle_timeout = 300, or in a"
-        " variable, as in SWIPRD_IDLE_TIMEOUT=300. Flags win over variables, variables over the"
-        " file.",
+        epilog="[Default.] Also in the file (idle_timeout = 300) and in variables"
+        " (SWIPRD_IDLE_TIMEOUT=300). Flags win over variables, variables over the file.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=80),
         allow_abbrev=False,
     )

@@ -26,6 +26,7 @@ IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ORIENTATIONS: Final = ("apply", "jpeg", "ignore")
 RESAMPLES: Final = ("area",)
 ACTIVATIONS: Final = ("softmax",)
+HEAD_LAYERS: Final = ("concat_pool", "batch_norm", "linear", "relu")
 
 
 class BundleError(ValueError):
@@ -73,7 +74,9 @@ class Manifest:
 
     Attributes:
         name: short name for people.
-        architecture: what to build, a key of ``swiprd.model.ARCHITECTURES``.
+        architecture: what to build, by a name that ``swiprd.network`` knows.
+        head: layers, of ``HEAD_LAYERS``, that follow the body in place of the architecture's own;
+            the weights of layer i are the tensors ``head.i.*``. None: the architecture as it is.
         labels: names of the scores, in order.
         outputs: for each label, the half-open ranges of model outputs whose activations are
             summed to its score; None: one output per label.
@@ -86,6 +89,7 @@ class Manifest:
 
     name: str
     architecture: str
+    head: tuple[str, ...] | None
     labels: tuple[str, ...]
     outputs: tuple[tuple[tuple[int, int], ...], ...] | None
     activation: str
@@ -264,6 +268,7 @@ def _parse_manifest(metadata: Any) -> Manifest:
     return Manifest(
         name=fields.string("name"),
         architecture=fields.string("architecture"),
+        head=_parse_head(fields),
         labels=labels,
         outputs=_parse_outputs(fields, len(labels)),
         activation=fields.choice("activation", ACTIVATIONS),
@@ -275,6 +280,15 @@ def _parse_manifest(metadata: Any) -> Manifest:
         source=fields.string("source"),
         license=fields.string("license"),
     )
+
+
+def _parse_head(fields: _Fields) -> tuple[str, ...] | None:
+    if fields.get("head") is None:
+        return None
+    layers = fields.strings("head")
+    if not layers or not set(layers) <= set(HEAD_LAYERS):
+        raise BundleError(f"expected 'head' to be layers of {', '.join(HEAD_LAYERS)}, got {layers}")
+    return layers
 
 
 def _parse_outputs(fields: _Fields, count: int) -> tuple[tuple[tuple[int, int], ...], ...] | None:

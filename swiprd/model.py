@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_eval
 
 from swiprctl.protocol import SwiprError
-from swiprd.bundle import Bundle, BundleError
-from swiprd.bundle import Tensor as StoredTensor
+from swiprd.bundle import Bundle, BundleError, Manifest
 from swiprd.decode import decode
-from swiprd.efficientnet_lite import EfficientNetLite0
+from swiprd.network import build_network, count_outputs
 from swiprd.preprocess import preprocess
 
-ARCHITECTURES: Final[dict[str, Callable[[], nn.Module]]] = {
-    "efficientnet_lite0": EfficientNetLite0,
-}
-DTYPES: Final = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "U8": torch.uint8,
-}
 GOLDEN_TOLERANCE: Final = 1e-4
 """Largest difference from a golden score; between processors fp32 differs by a hundredth of it."""
 
@@ -55,7 +41,8 @@ class Model:
         """
         self._manifest = bundle.manifest
         self._max_pixels = max_pixels
-        self._network = _build(bundle)
+        self._network = build_network(bundle)
+        _check_outputs(self._network, bundle.manifest)
         self._golden = [
             (bytes(bundle.tensors[golden.image].data), golden.scores)
             for golden in bundle.manifest.golden
@@ -109,72 +96,16 @@ class Model:
         )
 
 
-def _build(bundle: Bundle) -> nn.Module:
-    manifest = bundle.manifest
-    make = ARCHITECTURES.get(manifest.architecture)
-    if make is None:
-        raise BundleError(
-            f"the bundle's architecture {manifest.architecture!r} is not known, expected one of"
-            f" {', '.join(ARCHITECTURES)}; update swipr"
-        )
-    with torch.device("meta"):  # no memory and no random numbers for weights that come from a file
-        network = make()
-    images = {golden.image for golden in manifest.golden}
-    state = {
-        name: _to_torch(tensor) for name, tensor in bundle.tensors.items() if name not in images
-    }
-    # The counters of training steps may be left out: nothing that is computed here reads them.
-    wanted = network.state_dict()
-    for name in wanted.keys() - state.keys():
-        if name.endswith(".num_batches_tracked"):
-            state[name] = torch.zeros((), dtype=torch.int64)
-    try:
-        network.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        problem = " ".join(str(error).split())
-        raise BundleError(f"the bundle's weights do not fit: {problem:.300}") from None
-    network.eval()
-    with torch.inference_mode():
-        _fold_norms(network)
-        # Convolutions read pictures fastest with their channels innermost.
-        network.to(memory_format=torch.channels_last)
-    count = _count_outputs(network)
-    needed = (
-        len(manifest.labels)
-        if manifest.outputs is None
-        else max(end for ranges in manifest.outputs for _, end in ranges)
-    )
-    if count < needed or (manifest.outputs is None and count != needed):
+def _check_outputs(network: nn.Module, manifest: Manifest) -> None:
+    count = count_outputs(network)
+    if manifest.outputs is None:
+        fits = count == len(manifest.labels)
+        needed = len(manifest.labels)
+    else:
+        needed = max(end for ranges in manifest.outputs for _, end in ranges)
+        fits = count >= needed
+    if not fits:
         raise BundleError(f"the network has {count} outputs, the bundle's labels need {needed}")
-    return network
-
-
-def _to_torch(stored: StoredTensor) -> Tensor:
-    dtype = DTYPES[stored.dtype]
-    if not stored.data:  # which torch.frombuffer refuses
-        return torch.empty(stored.shape, dtype=dtype)
-    tensor = torch.frombuffer(stored.data, dtype=dtype).view(stored.shape)
-    return tensor.float() if dtype.is_floating_point else tensor
-
-
-def _fold_norms(module: nn.Module) -> None:
-    """Merge each batch norm into the convolution before it, in every Sequential below."""
-    for child in module.children():
-        _fold_norms(child)
-    if not isinstance(module, nn.Sequential):
-        return
-    layers: list[nn.Module] = []
-    for layer in module:
-        if layers and isinstance(layer, nn.BatchNorm2d) and isinstance(layers[-1], nn.Conv2d):
-            layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
-        else:
-            layers.append(layer)
-    module._modules = {str(index): layer for index, layer in enumerate(layers)}
-
-
-def _count_outputs(network: nn.Module) -> int:
-    last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-    return last.out_features
 
 
 def _tuple(scores: tuple[float, ...]) -> str:

@@ -39,6 +39,7 @@ PREPROCESSING = Preprocessing(
 MANIFEST = Manifest(
     name="café",
     architecture="some_net",
+    head=None,
     labels=("YES", "NO\n", "née"),
     outputs=(((0, 3), (7, 8)), ((3, 7),), ((8, 1000),)),
     activation="softmax",

@@ -23,7 +23,8 @@ from swiprd.bundle import Bundle, BundleError, Golden, Manifest, Tensor, read_bu
 from swiprd.config import DEFAULT_BUNDLE
 from swiprd.decode import decode
 from swiprd.efficientnet_lite import EfficientNetLite0
-from swiprd.model import DTYPES, GOLDEN_TOLERANCE, Model
+from swiprd.model import GOLDEN_TOLERANCE, Model
+from swiprd.network import DTYPES
 from swiprd.preprocess import preprocess
 from tests.daemon import CHELSEA, COFFEE
 
@@ -329,9 +330,11 @@ def test_an_unknown_architecture_is_named_beside_the_known() -> None:
     """Who made the bundle for a later version is told to update."""
     message = refusal(changed(manifest={"architecture": "resnext900"}))
     assert message == (
-        "the bundle's architecture 'resnext900' is not known, expected one of efficientnet_lite0;"
-        " update swipr"
+        "the bundle's architecture 'resnext900', without a head of its own, is not known, expected"
+        " one of efficientnet_lite0; update swipr"
     )
+    message = refusal(changed(manifest={"architecture": "resnext900", "head": ("linear",)}))
+    assert "'resnext900', with a head of its own, is not known, expected one of resnet18" in message
 
 
 @given(name=st.sampled_from(WEIGHTS))

@@ -390,6 +390,20 @@ def test_sigterm_answers_what_was_asked(start_daemon: StartDaemon) -> None:
     assert not Path(f"/proc/{worker}").exists()
 
 
+def test_many_signals_are_as_good_as_one(folder: Path) -> None:
+    """An impatient supervisor does not turn a good end into a bad one."""
+    path = folder / "s"
+    for _ in range(5):
+        with subprocess.Popen(
+            [*SWIPRD, "--socket", str(path)], stderr=subprocess.DEVNULL
+        ) as daemon:
+            wait_until(path.exists, "the socket")
+            while daemon.poll() is None:
+                daemon.send_signal(signal.SIGTERM)
+                time.sleep(0.001)
+            assert daemon.returncode == 0
+
+
 def test_closed_standard_descriptors_are_no_trap(folder: Path) -> None:
     """Neither the front's nor the worker's are then taken by sockets, and pictures are scored."""
     with Image.open(CHELSEA) as chelsea:

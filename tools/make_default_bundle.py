@@ -42,6 +42,7 @@ CLASSES = 1000
 MANIFEST = Manifest(
     name="animal",
     architecture="efficientnet_lite0",
+    head=None,
     labels=("other", "animal"),
     outputs=(((ANIMALS[1], CLASSES),), (ANIMALS,)),
     activation="softmax",
