@@ -31,7 +31,7 @@ FAILED: Final = 1
 USAGE: Final = 2
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-COMMANDS: Final = ("import", "show")
+COMMANDS: Final = ("import", "show", "verify")
 """What swiprd does instead of serving when it is the first word; see swiprd.commands."""
 PATHS: Final = ("model", "socket")
 """Settings that may be relative to the current folder when they are given as flags."""
@@ -115,7 +115,8 @@ async def _serve(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="swiprd",
-        usage="swiprd [--config FILE] [--SETTING VALUE ...]\n       swiprd import|show --help",
+        usage="swiprd [--config FILE] [--SETTING VALUE ...]\n"
+        f"       swiprd {'|'.join(COMMANDS)} --help",
         description="Keep an image classifier warm and answer over a Unix socket.",
         epilog="[Default.] Also in the file (idle_timeout = 300) and in variables"
         " (SWIPRD_IDLE_TIMEOUT=300). Flags win over variables, variables over the file.",

@@ -1,4 +1,4 @@
-"""What swiprd does with models besides serving them: ``swiprd import`` and ``swiprd show``.
+"""What swiprd does with models besides serving them: import, show, verify.
 
 Answers go to standard output, progress and failures to standard error. A command that fails leaves
 no file behind.
@@ -41,6 +41,7 @@ def run_command(argv: Sequence[str]) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_import(commands)
     _add_show(commands)
+    _add_verify(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)
@@ -167,6 +168,14 @@ def _golden_picture(turned: bool) -> Tensor:
     return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
 
 
+def _say(message: str) -> None:
+    print(f"swiprd import: {message}", file=sys.stderr)
+
+
+def _tuple(scores: Sequence[float]) -> str:
+    return ",".join(f"{score:.6f}" for score in scores)
+
+
 # --- show ----------------------------------------------------------------------------------------
 
 
@@ -207,9 +216,19 @@ def _words(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _say(message: str) -> None:
-    print(f"swiprd import: {message}", file=sys.stderr)
+# --- verify --------------------------------------------------------------------------------------
 
 
-def _tuple(scores: Sequence[float]) -> str:
-    return ",".join(f"{score:.6f}" for score in scores)
+def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    words = "check that this machine gives a bundle's golden answers"
+    parser = commands.add_parser("verify", help=words, description=words, allow_abbrev=False)
+    parser.set_defaults(run=_verify)
+    parser.add_argument("bundle", metavar="BUNDLE")
+
+
+def _verify(args: argparse.Namespace) -> None:
+    bundle = read_bundle(args.bundle)
+    model = Model(bundle, max_pixels=MAX_PIXELS)
+    model.check_golden()
+    count = len(bundle.manifest.golden)
+    print(f"{model.engine} {model.precision}: {count} of {count} golden answers")

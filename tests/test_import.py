@@ -1,7 +1,8 @@
-"""swiprd import and swiprd show: a fast.ai 0.7 checkpoint becomes a bundle that is served."""
+"""swiprd import, show and verify: a fast.ai 0.7 checkpoint becomes a bundle that is served."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import lzma
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from swiprd.bundle import read_bundle
+from swiprd.bundle import read_bundle, write_bundle
 from swiprd.checkpoint import CheckpointError, read_checkpoint
 from swiprd.fastai import recognise
 from swiprd.model import Model
@@ -125,6 +126,24 @@ def test_show_tells_what_the_bundle_holds(imported: Path) -> None:
     # torchvision's resnext50_32x4d without its last layer, and the head: 4096·2, 4096·512+512,
     # 512·2, 512·2+2.
     assert found["parameters"] == 22_979_904 + 8192 + 2_097_664 + 1024 + 1026
+
+
+# --- verify --------------------------------------------------------------------------------------
+
+
+def test_verify_tells_whether_the_golden_answers_come_out(imported: Path, folder: Path) -> None:
+    """One line for the engine; another answer is a failure that says what was got and expected."""
+    done = swiprd("verify", imported)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "eager fp32: 2 of 2 golden answers\n"
+    bundle = read_bundle(str(imported))
+    first, second = bundle.manifest.golden
+    wrong = dataclasses.replace(first, scores=first.scores[::-1])
+    manifest = dataclasses.replace(bundle.manifest, golden=(wrong, second))
+    write_bundle(str(folder / "wrong"), manifest, bundle.tensors)
+    done = swiprd("verify", folder / "wrong")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("swiprd verify: golden picture 0 scores ")
 
 
 # --- layouts -------------------------------------------------------------------------------------
