@@ -9,7 +9,7 @@ The two directions::
     program                                        daemon
     encode(request)  ──────── one line ────────▶  LineReader.feed / next_line
                                                    decode_request
-    LineReader, decode_reply  ◀──── one line ───  encode_scores / encode_error / encode
+    LineReader, decode_reply  ◀──── one line ───  encode_result / encode_error / encode
 
 A descriptor (SCM_RIGHTS) may travel beside a request. It belongs to the line in whose bytes it
 arrived, so whoever reads the socket must not hand over a later line's bytes in the same ``feed``.

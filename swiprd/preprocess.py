@@ -1,9 +1,9 @@
 """From RGB pixels to the model's input: scale, crop, normalise, as the bundle's manifest says.
 
-The filter is the exact area average (OpenCV's INTER_AREA on floats): when shrinking, each output
-pixel is the mean of the rectangle that it covers, border pixels counted by the fraction covered;
-when enlarging, a linear filter of two taps. Both are sums over rows of weighted source rows, then
-the same over columns, so one representation serves: ``Taps``.
+The filter is OpenCV's INTER_AREA on floats: when shrinking, each output pixel is the mean of the
+rectangle that it covers, border pixels counted by the fraction covered, unless that is no more than
+a thousandth; when enlarging, a linear filter of two taps. Both are sums over rows of weighted
+source rows, then the same over columns, so one representation serves: ``Taps``.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 import swiprd.preprocess
-from swiprd.bundle import IMAGE_FORMATS, Preprocessing
+from swiprd.bundle import Preprocessing
 from swiprd.decode import decode
+from swiprd.fastai import PREPROCESSING as RULES
 from swiprd.preprocess import preprocess, taps
 from tests.daemon import CHELSEA, PICTURES
 
@@ -29,18 +30,6 @@ FASTAI = Path(__file__).parent / "fastai"
 EXPECTED = json.loads((FASTAI / "expected.json").read_text())
 SCORED = {name: found for name, found in EXPECTED["images"].items() if found["status"] == "ok"}
 
-RULES = Preprocessing(
-    formats=IMAGE_FORMATS,
-    orientation="jpeg",
-    truncated=True,
-    resample="area",
-    short_side=224,
-    crop=224,
-    scale=255.0,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-)
-"""What fast.ai 0.7 did; expected.json was made by it."""
 EXACT = 2e-5
 """Largest difference that single precision may make, in units of the model's input."""
 

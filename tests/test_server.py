@@ -43,6 +43,11 @@ def replies(received: list[bytes]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in received]
 
 
+def unwatched(*command: str) -> subprocess.Popen[bytes]:
+    """Start a daemon whose start or end is itself the point."""
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
 def without_ms(reply: bytes) -> bytes:
     """Return a raw reply up to the one field that differs from time to time."""
     return reply[: reply.index(b'"ms"')]
@@ -394,9 +399,7 @@ def test_many_signals_are_as_good_as_one(folder: Path) -> None:
     """An impatient supervisor does not turn a good end into a bad one."""
     path = folder / "s"
     for _ in range(5):
-        with subprocess.Popen(
-            [*SWIPRD, "--socket", str(path)], stderr=subprocess.DEVNULL
-        ) as daemon:
+        with unwatched(*SWIPRD, "--socket", str(path)) as daemon:
             wait_until(path.exists, "the socket")
             while daemon.poll() is None:
                 daemon.send_signal(signal.SIGTERM)
@@ -426,9 +429,7 @@ def test_sigterm_at_the_very_start_leaves_nothing_behind(folder: Path) -> None:
     """However soon after the socket is there: the daemon ends well and takes it away again."""
     path = folder / "s"
     for _ in range(10):
-        with subprocess.Popen(
-            [*SWIPRD, "--socket", str(path)], stderr=subprocess.DEVNULL
-        ) as daemon:
+        with unwatched(*SWIPRD, "--socket", str(path)) as daemon:
             while not path.exists():
                 assert daemon.poll() is None
             daemon.send_signal(signal.SIGTERM)
