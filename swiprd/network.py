@@ -63,8 +63,8 @@ def build_network(bundle: Bundle) -> nn.Module:
     except RuntimeError as error:
         problem = " ".join(str(error).split())
         raise BundleError(f"the bundle's weights do not fit: {problem:.300}") from None
-    network.eval()
-    with torch.inference_mode():
+    network.eval().requires_grad_(False)
+    with torch.no_grad():  # not inference_mode, whose tensors cannot be compiled
         _fold_norms(network)
         # Convolutions read pictures fastest with their channels innermost.
         network.to(memory_format=torch.channels_last)
