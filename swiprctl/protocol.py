@@ -418,17 +418,28 @@ class Result:
         scores: one number per label, each in [0, 1] for a softmax or sigmoid model.
         labels: the labels, in the order of the scores.
         model: digest of the model that answered, ``sha256:`` and 64 hexadecimal digits.
+        engine: what computed, ``eager`` or ``compiled``.
+        precision: of the computation, ``fp32`` or ``bf16``.
         ms: the worker's time for decoding, preprocessing and computing, in milliseconds.
     """
 
-    __slots__ = ("labels", "model", "ms", "scores")
+    __slots__ = ("engine", "labels", "model", "ms", "precision", "scores")
 
     def __init__(
-        self, scores: tuple[float, ...], labels: tuple[str, ...], model: str, ms: float
+        self,
+        *,
+        scores: tuple[float, ...],
+        labels: tuple[str, ...],
+        model: str,
+        engine: str,
+        precision: str,
+        ms: float,
     ) -> None:
         self.scores = scores
         self.labels = labels
         self.model = model
+        self.engine = engine
+        self.precision = precision
         self.ms = ms
 
     def __repr__(self) -> str:
@@ -446,6 +457,8 @@ def encode_result(id: RequestId, result: Result) -> bytes:
             "scores": result.scores,
             "labels": result.labels,
             "model": result.model,
+            "engine": result.engine,
+            "precision": result.precision,
             "ms": result.ms,
         }
     )
@@ -502,7 +515,14 @@ def decode_result(message: dict[str, Any]) -> Result:
     ms: Any = message.get("ms")
     if not _is_number(ms):
         raise SwiprError("bad_reply", "the daemon's reply is malformed: no proper 'ms'")
-    return Result(scores, labels, _field(message, "model", str), ms)
+    return Result(
+        scores=scores,
+        labels=labels,
+        model=_field(message, "model", str),
+        engine=_field(message, "engine", str),
+        precision=_field(message, "precision", str),
+        ms=ms,
+    )
 
 
 def _is_number(value: Any) -> bool:

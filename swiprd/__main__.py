@@ -31,9 +31,9 @@ FAILED: Final = 1
 USAGE: Final = 2
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-COMMANDS: Final = ("import", "show", "verify")
+COMMANDS: Final = ("import", "compile", "show", "verify")
 """What swiprd does instead of serving when it is the first word; see swiprd.commands."""
-PATHS: Final = ("model", "socket")
+PATHS: Final = ("model", "cache_dir", "socket")
 """Settings that may be relative to the current folder when they are given as flags."""
 
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Only now: these import torch, which the daemon's front never does.
         from swiprd.commands import run_command
 
-        return run_command(words)
+        return run_command(words, os.environ)
     args = vars(_parser().parse_args(argv))
     notify_address = os.environ.pop("NOTIFY_SOCKET", None)  # not for the workers
     try:

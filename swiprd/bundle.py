@@ -1,49 +1,85 @@
 """The bundle: one file that holds a model whole. Data, never code; no torch here.
 
-The file is a safetensors file (8 bytes of header length, a JSON header, raw little-endian tensors),
-so other tools can open it too. Its header's metadata carries one string, ``swipr``: the manifest,
-in JSON. The tensors are the weights, by their names in the architecture's state_dict, and the
-golden pictures, as encoded image files in U8 tensors named ``golden.0``, ``golden.1``, …
+The file is a safetensors file, so other tools can open it too. Its metadata carries one string,
+``swipr``: the manifest, in JSON. The tensors are the weights, by their names in the architecture's
+state_dict, and the golden pictures, as encoded image files in U8 tensors named ``golden.0``,
+``golden.1``, …
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from swiprd import safetensors
+from swiprd.safetensors import SafetensorsError, Tensor
+
 FORMAT: Final = 1
-MAX_HEADER: Final = 100_000_000  # the safetensors library's own limit, in bytes
-ITEM_SIZES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1}
-"""Bytes of one element, by the names that safetensors gives to types."""
+METADATA_KEY: Final = "swipr"
+"""Under which a safetensors file's metadata holds the manifest that makes it a bundle."""
 
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ORIENTATIONS: Final = ("apply", "jpeg", "ignore")
-RESAMPLES: Final = ("area",)
-ACTIVATIONS: Final = ("softmax",)
-HEAD_LAYERS: Final = ("concat_pool", "batch_norm", "linear", "relu")
+ALPHAS: Final = ("drop", "white", "black")
+DEEP_SAMPLES: Final = ("high_byte", "clip")
+FITS: Final = ("short_side", "square", "squish")
+ROUNDINGS: Final = ("floor", "round", "truncate")
+RESAMPLES: Final = (
+    "area",
+    "linear",
+    "grid",
+    "nearest",
+    "box",
+    "bilinear",
+    "hamming",
+    "bicubic",
+    "lanczos",
+)
+CROP_STARTS: Final = ("ceil", "even")
+ACTIVATIONS: Final = ("softmax", "sigmoid", "none")
+HEAD_LAYERS: Final = ("own_pool", "concat_pool", "avg_pool", "batch_norm", "linear", "relu")
+MAX_SIDE: Final = 4096
+"""Largest input that a bundle may ask for, in pixels a side."""
 
 
 class BundleError(ValueError):
     """The file is no bundle, or not one that this version can serve; the message is one line."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How a picture becomes the model's input.
+    """How a picture becomes the model's input: decoded, scaled, cropped, normalised.
+
+    Each system that trains models does this in its own way, and a model scores rightly only with
+    the way it was trained with. What a rule does is written here; nothing depends on a system's
+    name or version.
 
     Attributes:
         formats: file formats that are decoded, of ``IMAGE_FORMATS``.
         orientation: whether the EXIF orientation is applied: to all, to JPEG only, or ignored.
+        alpha: what becomes of transparency: ``drop`` keeps the colours that lie under it,
+            ``white`` and ``black`` put the picture before such a ground.
+        deep: what becomes of samples of more than 8 bits: ``high_byte`` scales them down,
+            ``clip`` takes all above 255 for 255, as pillow does.
         truncated: whether a file that breaks off is scored with what there is of it.
-        resample: filter that scales the picture.
-        short_side: pixels that the shorter side is scaled to.
+        jpeg_margin: 0, or at least 1: a JPEG may be scaled down by its decoder, to an eighth at
+            the least, as long as its shorter side keeps this many times ``short_side``.
+        fit: what is scaled to what. ``short_side``: the whole picture, until its shorter side has
+            that length; ``square``: the largest square in its middle; ``squish``: the whole
+            picture, to a square, whatever its shape.
+        short_side: pixels that the shorter side, or the square's, is scaled to.
+        rounding: with the fit ``short_side``, how the longer side becomes a whole number.
+            ``floor``: of side · (short_side / shorter side); ``round``: half to even, of
+            side / (shorter side / short_side); ``truncate``: of short_side · side / shorter side.
+        resample: filter that scales. ``area`` and ``linear``: OpenCV's INTER_AREA and
+            INTER_LINEAR on floats; ``grid``: the mean of areas down to twice the size, then two
+            taps with the corners aligned, as fast.ai 1 does; the others: pillow's, on bytes.
         crop: pixels a side of the centred square that is kept, at most ``short_side``.
+        crop_start: how half a pixel at the crop's start is rounded: ``ceil``, or half to ``even``.
         scale: divisor of the 8-bit values, before normalisation.
         mean: subtracted, a channel (red, green, blue), after ``scale``.
         std: divisor, a channel, after ``mean``.
@@ -51,10 +87,16 @@ class Preprocessing:
 
     formats: tuple[str, ...]
     orientation: str
+    alpha: str
+    deep: str
     truncated: bool
-    resample: str
+    jpeg_margin: float
+    fit: str
     short_side: int
+    rounding: str
+    resample: str
     crop: int
+    crop_start: str
     scale: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -74,13 +116,15 @@ class Manifest:
 
     Attributes:
         name: short name for people.
-        architecture: what to build, by a name that ``swiprd.network`` knows.
-        head: layers, of ``HEAD_LAYERS``, that follow the body in place of the architecture's own;
-            the weights of layer i are the tensors ``head.i.*``. None: the architecture as it is.
+        architecture: what to build, by a name that ``swiprd.architectures`` knows.
+        head: layers, of ``HEAD_LAYERS``, in place of the architecture's own: after its last
+            feature map where they begin with a pool, of which ``own_pool`` is the architecture's;
+            otherwise in place of its classifier alone.
+            The weights of layer i are the tensors ``head.i.*``. None: the architecture as it is.
         labels: names of the scores, in order.
         outputs: for each label, the half-open ranges of model outputs whose activations are
             summed to its score; None: one output per label.
-        activation: what turns outputs into scores.
+        activation: what turns outputs into scores; ``none`` leaves them as they are.
         preprocessing: how pictures become inputs.
         golden: pictures and answers by which a worker checks itself.
         source: where the weights come from.
@@ -100,15 +144,6 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """Raw little-endian data: type name of ``ITEM_SIZES``, shape, and the bytes."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: memoryview
-
-
-@dataclass(frozen=True, slots=True)
 class Bundle:
     """A bundle in memory. ``digest`` is ``sha256:`` and the file's SHA-256 in hexadecimal."""
 
@@ -124,29 +159,15 @@ def read_bundle(path: str) -> Bundle:
         BundleError: what is wrong with it, and with which file.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            # A bytearray, because torch wants memory that it may write to.
-            content = bytearray(os.fstat(file.fileno()).st_size)
-            size = file.readinto(content)
-    except OSError as error:
-        raise BundleError(f"cannot read the bundle {path}: {error.strerror}") from None
-    except ValueError:  # a NUL or a lone surrogate
-        raise BundleError(f"no file can have the name {path!r}") from None
-    except MemoryError:
-        raise BundleError(f"cannot read the bundle {path}: not enough memory for it") from None
-    try:
-        if size != len(content):
-            raise BundleError("it changed while it was read")
-        metadata, tensors = _parse_safetensors(content)
+        content = safetensors.read_content(path)
+        metadata, tensors = safetensors.parse(content)
         manifest = _parse_manifest(metadata)
         _check_golden(manifest, tensors)
-    except BundleError as error:
+    except OSError as error:
+        raise BundleError(f"cannot read the bundle {path}: {error.strerror}") from None
+    except (BundleError, SafetensorsError) as error:
         raise BundleError(f"{path} is no bundle that can be served: {error}") from None
     return Bundle(manifest, tensors, "sha256:" + hashlib.sha256(content).hexdigest())
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe in its place would be waited for
 
 
 def write_bundle(path: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
@@ -157,105 +178,19 @@ def write_bundle(path: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
-    header: dict[str, Any] = {
-        "__metadata__": {"swipr": json.dumps({"format": FORMAT, **asdict(manifest)})}
-    }
-    offset = 0
-    for name, tensor in tensors.items():
-        end = offset + len(tensor.data)
-        header[name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # so that the tensors are aligned
-    _write_whole(
-        path,
-        [len(encoded).to_bytes(8, "little"), encoded, *(t.data for t in tensors.values())],
-    )
-
-
-def _write_whole(path: str, parts: Iterable[bytes | memoryview]) -> None:
-    temporary = f"{path}.{os.getpid()}.part"
-    try:
-        with open(temporary, "xb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-
-
-# --- safetensors ---------------------------------------------------------------------------------
-
-
-def _parse_safetensors(content: bytearray) -> tuple[Any, dict[str, Tensor]]:
-    if len(content) < 8:
-        raise BundleError(f"expected a safetensors file, got {len(content)} bytes")
-    length = int.from_bytes(content[:8], "little")
-    if length > min(len(content) - 8, MAX_HEADER):
-        raise BundleError(
-            "its header is longer than the file; it is cut off or no safetensors file"
-        )
-    try:
-        header = json.loads(content[8 : 8 + length].decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"its header is not JSON: {error}") from None
-    if not isinstance(header, dict):
-        raise BundleError("its header is no JSON object")
-    metadata = header.pop("__metadata__", None)
-    body = memoryview(content)[8 + length :]
-    return metadata, _parse_tensors(header, body)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def _parse_tensors(header: dict[str, Any], body: memoryview) -> dict[str, Tensor]:
-    tensors = {}
-    spans = []
-    for name, entry in header.items():
-        fields = _Fields(entry, f"tensor {name!r}")
-        dtype = fields.choice("dtype", tuple(ITEM_SIZES))
-        shape = fields.integers("shape")
-        begin, end = fields.integers("data_offsets", count=2)
-        if not 0 <= begin <= end <= len(body):
-            raise BundleError(f"tensor {name!r} lies outside the file; it is cut off")
-        if min(shape, default=0) < 0 or math.prod(shape) * ITEM_SIZES[dtype] != end - begin:
-            raise BundleError(
-                f"tensor {name!r} of shape {shape} does not fit its {end - begin} bytes"
-            )
-        tensors[name] = Tensor(dtype, shape, body[begin:end])
-        spans.append((begin, end))
-    expected = 0
-    for begin, end in sorted(spans):
-        if begin != expected:
-            raise BundleError("its tensors overlap or leave a gap")
-        expected = end
-    if expected != len(body):
-        raise BundleError(f"{len(body) - expected} bytes follow its last tensor")
-    return tensors
+    text = json.dumps({"format": FORMAT, **asdict(manifest)})
+    safetensors.write(path, {METADATA_KEY: text}, tensors)
 
 
 # --- manifest ------------------------------------------------------------------------------------
 
 
 def _parse_manifest(metadata: Any) -> Manifest:
-    text = metadata.get("swipr") if isinstance(metadata, dict) else None
+    text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
         raise BundleError("it has no manifest; it holds weights only")
     try:
-        found = json.loads(text, object_pairs_hook=_unique)
+        found = json.loads(text, object_pairs_hook=safetensors.unique)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"its manifest is not JSON: {error}") from None
     fields = _Fields(found, "the manifest")
@@ -316,18 +251,27 @@ def _parse_preprocessing(fields: _Fields) -> Preprocessing:
     formats = fields.strings("formats")
     if not formats or not set(formats) <= set(IMAGE_FORMATS):
         raise BundleError(f"expected formats of {', '.join(IMAGE_FORMATS)}, got {formats}")
-    short_side = fields.integer("short_side", 1, 4096)
+    short_side = fields.integer("short_side", 1, MAX_SIDE)
     mean, std = fields.numbers("mean", count=3), fields.numbers("std", count=3)
     scale = fields.number("scale")
     if 0 in (*std, scale):
         raise BundleError("expected 'scale' and 'std' to be other than 0")
+    margin = fields.number("jpeg_margin")
+    if margin != 0 and not 1 <= margin <= MAX_SIDE:
+        raise BundleError(f"expected 'jpeg_margin' to be 0 or from 1 to {MAX_SIDE}, got {margin:g}")
     return Preprocessing(
         formats=formats,
         orientation=fields.choice("orientation", ORIENTATIONS),
+        alpha=fields.choice("alpha", ALPHAS),
+        deep=fields.choice("deep", DEEP_SAMPLES),
         truncated=fields.boolean("truncated"),
-        resample=fields.choice("resample", RESAMPLES),
+        jpeg_margin=margin,
+        fit=fields.choice("fit", FITS),
         short_side=short_side,
+        rounding=fields.choice("rounding", ROUNDINGS),
+        resample=fields.choice("resample", RESAMPLES),
         crop=fields.integer("crop", 1, short_side),
+        crop_start=fields.choice("crop_start", CROP_STARTS),
         scale=scale,
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
@@ -379,9 +323,6 @@ class _Fields:
 
     def strings(self, key: str) -> tuple[str, ...]:
         return tuple(self._list(key, (str,), "strings", None))
-
-    def integers(self, key: str, count: int | None = None) -> tuple[int, ...]:
-        return tuple(self._list(key, (int,), "whole numbers", count))
 
     def number(self, key: str) -> float:
         value: Any = self._found.get(key)

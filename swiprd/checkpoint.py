@@ -1,11 +1,12 @@
 """From a training system's file to named tensors, without running any code that is in it.
 
-What the names mean is not known here; see ``swiprd.fastai``.
+What the names mean is not known here; see ``swiprd.recognise``.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import warnings
 import zipfile
 from pickle import UnpicklingError
@@ -14,87 +15,157 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from swiprd import safetensors
+from swiprd.bundle import METADATA_KEY
+from swiprd.network import to_torch
+from swiprd.safetensors import SafetensorsError
+
 WRAPPERS: Final = ("state_dict", "model")
 """Keys under which programs put the state_dict that they save."""
-STREAM: Final = b"\x80\x02"
-"""Beginning of what torch.save wrote before it wrote zip files: pickle's protocol 2."""
-PREFIX: Final = "module."
-"""What torch's DataParallel puts before each name."""
+PREFIXES: Final = ("module.", "_orig_mod.", "model.")
+"""What DataParallel, torch.compile and Lightning put before each name."""
+ZIP: Final = b"PK"
+PICKLE: Final = b"\x80"
+MAGIC: Final = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
+"""What follows pickle's version in the files that torch.save wrote before it wrote zip files."""
+BYSTANDERS: Final = (
+    "fastcore.foundation.L",
+    "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray.scalar",
+    "numpy.dtype",
+    "_codecs.encode",
+    "argparse.Namespace",
+)
+"""Names of classes and functions that stand beside the weights, in the state of an optimizer or
+among a script's arguments; each is replaced by an object that does nothing."""
+EXPORT_HINT: Final = (
+    "save the weights alone, as in learn.save('name', with_opt=False) with fast.ai or"
+    " torch.save(model.state_dict(), path)"
+)
 
 
 class CheckpointError(ValueError):
     """The file is no checkpoint that can be imported; the message is one line."""
 
 
+class _Inert:
+    """Stands for whatever ``BYSTANDERS`` names: takes anything, does nothing."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __hash__(self) -> int:
+        return 0
+
+
 def read_checkpoint(path: str) -> dict[str, Tensor]:
     """Return the tensors in the file at ``path``, by name, on the CPU.
 
-    Zip files and the older streams of ``torch.save`` are read, bare or wrapped in ``WRAPPERS``.
+    Zip files and the older streams of ``torch.save`` are read, bare or wrapped in ``WRAPPERS``, and
+    safetensors files.
 
     Raises:
         CheckpointError: what was found instead, and what to do.
     """
     try:
-        _look_at(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on old layouts, which we know are old
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
+        if _is_safetensors(path):
+            found = _read_safetensors(path)
+        else:
+            _look_at(path)
+            found = _load(path)
+        return _named_tensors(found)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnpicklingError:
-        raise CheckpointError(
-            f"{path}: it is damaged, or holds more than tensors, which could run code; save the"
-            " weights alone, as in torch.save(model.state_dict(), path)"
-        ) from None
-    except Exception as error:  # the readers raise anything on broken files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{path}: it cannot be read as a checkpoint: {reason:.200}") from None
-    return _named_tensors(path, found)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _is_safetensors(path: str) -> bool:
+    with open(path, "rb") as file:
+        first = file.read(9)
+        size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(first[:8], "little")
+    return first[8:] == b"{" and length <= min(size - 8, safetensors.MAX_HEADER)
+
+
+def _read_safetensors(path: str) -> dict[str, Tensor]:
+    try:
+        metadata, tensors = safetensors.parse(safetensors.read_content(path))
+    except SafetensorsError as error:
+        raise CheckpointError(f"it is no sound safetensors file: {error}") from None
+    if isinstance(metadata, dict) and METADATA_KEY in metadata:
+        raise CheckpointError("it is a bundle already; serve it with swiprd --model")
+    return {name: to_torch(tensor) for name, tensor in tensors.items()}
 
 
 def _look_at(path: str) -> None:
     with open(path, "rb") as file:
-        first = file.read(8)
+        first = file.read(16)
         size = os.fstat(file.fileno()).st_size
     if not first:
-        raise CheckpointError(f"{path}: the file is empty")
+        raise CheckpointError("the file is empty")
     if first.startswith(b"\x89HDF"):
         raise CheckpointError(
-            f"{path}: it is an HDF5 file, as Keras writes; expected a checkpoint of torch"
+            "it is an HDF5 file, as Keras writes; expected a checkpoint of torch or safetensors"
         )
-    if not first.startswith((b"PK", STREAM)):
+    if first.startswith(PICKLE) and first[2 : 2 + len(MAGIC)] != MAGIC:
         raise CheckpointError(
-            f"{path}: expected a checkpoint of torch, got a file that begins with {first!r}"
+            f"it is a pickle of objects, not a checkpoint, and could run code; {EXPORT_HINT}"
         )
-    if first.startswith(b"PK"):
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
+    if first.startswith(ZIP):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(member.file_size for member in archive.infolist())
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            raise CheckpointError(f"it is cut off or damaged: {error}") from None
         if unpacked > size:  # torch stores and never compresses
             raise CheckpointError(
-                f"{path}: it unpacks to {unpacked} bytes, more than its own {size}; torch writes no"
-                " such file"
+                f"it unpacks to {unpacked} bytes, more than its own {size}; torch writes no such"
+                " file"
             )
+    elif not first.startswith(PICKLE):
+        raise CheckpointError(
+            f"expected a checkpoint of torch or safetensors, got a file that begins with"
+            f" {first[:8]!r}"
+        )
 
 
-def _named_tensors(path: str, found: Any) -> dict[str, Tensor]:
+def _load(path: str) -> Any:
+    bystanders: list[Any] = [(_Inert, name) for name in BYSTANDERS]
+    try:
+        with torch.serialization.safe_globals(bystanders), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on old layouts, which we know are old
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except UnpicklingError as error:
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"it holds objects of {name[1]:.80}" if name else "it is damaged, or holds objects"
+        raise CheckpointError(f"{what}, which could run code; {EXPORT_HINT}") from None
+    except Exception as error:  # the reader raises anything on broken files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"it is cut off or damaged: {reason:.200}") from None
+
+
+def _named_tensors(found: Any) -> dict[str, Tensor]:
     for key in WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not found:
-        raise CheckpointError(f"{path}: expected named tensors, got {type(found).__name__}")
-    tensors: dict[str, Tensor] = {}
+        raise CheckpointError(f"expected named tensors, got {type(found).__name__}")
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"{path}: expected named tensors, got {type(tensor).__name__} at {name!r:.80}"
+                f"expected named tensors, got {type(tensor).__name__} at {name!r:.80}"
             )
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-            raise CheckpointError(f"{path}: {name!r:.80} is no dense tensor of real numbers")
+            raise CheckpointError(f"{name!r:.80} is no dense tensor of real numbers")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path}: {name!r:.80} holds values that are not finite")
-        tensors[name] = tensor
-    if all(name.startswith(PREFIX) for name in tensors):
-        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+            raise CheckpointError(f"{name!r:.80} holds values that are not finite")
+    tensors = dict(found)
+    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors

@@ -17,6 +17,8 @@ DEFAULT_FILE: Final = "/etc/swipr/swiprd.toml"
 ENVIRONMENT_PREFIX: Final = "SWIPRD_"
 DEFAULT_BUNDLE: Final = str(Path(__file__).parent / "data" / "animal.safetensors")
 
+SYSTEM_CACHE: Final = "/var/cache/swipr"
+PRECISIONS: Final = ("auto", "fp32", "bf16")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -30,6 +32,9 @@ class Config:
 
     Attributes:
         model: absolute path of the bundle to serve.
+        precision: of the compiled form that is served where there are several; ``auto``: the
+            fastest.
+        cache_dir: absolute path of the folder of compiled forms; None: there is none.
         socket: absolute path to listen at when systemd hands over no socket; None: the usual place.
         workers: worker processes, each with a model of its own.
         threads: threads that one worker computes with; 0: the processors there are, shared out.
@@ -44,6 +49,8 @@ class Config:
     """
 
     model: str
+    precision: str
+    cache_dir: str | None
     socket: str | None
     workers: int
     threads: int
@@ -141,16 +148,27 @@ def _number(low: float, high: float, *, or_zero: bool = False) -> Callable[[Any]
     return check
 
 
-def _level(value: Any) -> str:
-    if value not in LOG_LEVELS:
-        raise ValueError(f"one of {', '.join(LOG_LEVELS)}")
-    return str(value)
+def _choice(choices: tuple[str, ...]) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return str(value)
+
+    return check
 
 
 _DAY = 86400.0
 
 SETTINGS: Final = (
     Setting("model", DEFAULT_BUNDLE, "BUNDLE", "model to serve [the one that comes along]", _path),
+    Setting(
+        "precision",
+        "auto",
+        "|".join(PRECISIONS),
+        "which compiled form to serve; auto: the fastest [{}]",
+        _choice(PRECISIONS),
+    ),
+    Setting("cache_dir", None, "DIR", "where compiled forms are [the user's usual place]", _path),
     Setting("socket", None, "PATH", "where to listen when systemd does not", _socket_path),
     Setting("workers", 1, "N", "worker processes [{}]", _integer(1, 64)),
     Setting("threads", 0, "N", "threads per worker; 0: share processors [{}]", _integer(0, 256)),
@@ -167,7 +185,7 @@ SETTINGS: Final = (
     Setting("max_queue", 128, "N", "images waiting before 'busy' [{}]", _integer(1, 100_000)),
     Setting("max_file_mib", 32, "N", "largest image file, MiB [{}]", _integer(1, 1024)),
     Setting("max_megapixels", 50.0, "N", "largest image, megapixels [{:g}]", _number(0.001, 1000)),
-    Setting("log_level", "info", "LEVEL", "|".join(LOG_LEVELS) + " [{}]", _level),
+    Setting("log_level", "info", "LEVEL", "|".join(LOG_LEVELS) + " [{}]", _choice(LOG_LEVELS)),
 )
 
 assert [s.name for s in SETTINGS] == [f.name for f in fields(Config)]
@@ -205,7 +223,22 @@ def load_config(
         given = flags.get(setting.name)
         if given is not None:
             values[setting.name] = _checked(setting, given, setting.flag)
+    if values["cache_dir"] is None:
+        values["cache_dir"] = _usual_cache(environment)
     return Config(**values)
+
+
+def _usual_cache(environment: Mapping[str, str]) -> str | None:
+    """Return the folder that systemd made for the service, else the system's or the user's own."""
+    ours = environment.get("CACHE_DIRECTORY", "").partition(":")[0]
+    if ours:
+        return ours
+    if os.geteuid() == 0:
+        return SYSTEM_CACHE
+    home, cache = environment.get("HOME", ""), environment.get("XDG_CACHE_HOME", "")
+    if not cache.startswith("/") and home.startswith("/"):
+        cache = os.path.join(home, ".cache")
+    return os.path.join(cache, "swipr") if cache.startswith("/") else None
 
 
 def _checked(setting: Setting, value: Any, origin: str) -> Any:

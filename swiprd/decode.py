@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -51,9 +52,9 @@ _TURNS_BACK = _TURNS | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_
 def decode(data: bytes, rules: Preprocessing, *, max_pixels: int) -> Image.Image:
     """Return the first picture in ``data``: mode RGB, upright as far as ``rules`` say so.
 
-    Alpha is dropped, not composited; gray is replicated; 16-bit values keep their high byte. In
-    32 bits, whole numbers or not, white is taken to be the smallest of 1, 255, 2**16 - 1 and
-    2**31 that no value exceeds: the formats leave it open.
+    Gray is replicated. With the rule ``high_byte``, white in 32 bits, whole numbers or not, is
+    taken to be the smallest of 1, 255, 2**16 - 1 and 2**31 that no value exceeds: the formats
+    leave it open.
 
     Raises:
         SwiprError: ``not_an_image``, ``too_many_pixels``, or ``internal`` for want of memory.
@@ -64,9 +65,12 @@ def decode(data: bytes, rules: Preprocessing, *, max_pixels: int) -> Image.Image
             warnings.simplefilter("ignore")
             opened = Image.open(io.BytesIO(data), formats=rules.formats)
             _check_size(opened, max_pixels)
+            if rules.jpeg_margin:
+                side = math.ceil(rules.jpeg_margin * rules.short_side)
+                opened.draft(None, (side, side))  # does nothing to other formats
             with _silent_libtiff() if opened.format == "TIFF" else contextlib.nullcontext():
                 turn = _turn(opened, rules)
-                image = _to_rgb(opened)
+                image = _to_rgb(opened, rules)
             return image if turn is None else image.transpose(turn)
     except SwiprError:
         raise
@@ -128,17 +132,18 @@ def _turn(image: ImageFile.ImageFile, rules: Preprocessing) -> Image.Transpose |
     return (_TURNS if upright else _TURNS_BACK).get(orientation)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    mode = image.mode
-    if mode == "RGB":
+def _to_rgb(image: Image.Image, rules: Preprocessing) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
-    if mode.startswith("I;16"):
-        # Pillow's own conversion clips to 255.
-        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
-    if mode in ("I", "F"):
-        scale = _scale(image)
-        return image.convert("F").point(lambda value: value * scale).convert("L").convert("RGB")
+    if rules.alpha != "drop" and image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, rules.alpha)
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    return _opaque(image, rules)
+
+
+def _opaque(image: Image.Image, rules: Preprocessing) -> Image.Image:
+    mode = image.mode
     if mode in ("RGBa", "La"):
         return image.convert("RGBA" if mode == "RGBa" else "LA").convert("RGB")
     if mode == "LAB":
@@ -146,7 +151,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
         assert converted is not None  # only in-place conversion returns None
         return converted
-    return image.convert("RGB")
+    if rules.deep == "clip" or not mode.startswith(("I", "F")):
+        return image.convert("RGB")
+    if mode.startswith("I;16"):
+        # Pillow's own conversion clips to 255.
+        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    scale = _scale(image)
+    return image.convert("F").point(lambda value: value * scale).convert("L").convert("RGB")
 
 
 def _scale(image: Image.Image) -> float:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from swiprctl.protocol import SwiprError
-from swiprd.bundle import Bundle, BundleError, Manifest
+from swiprd.bundle import Bundle, BundleError
+from swiprd.compiled import PRECISIONS, CompiledError, FormCache
 from swiprd.decode import decode
-from swiprd.network import build_network, count_outputs
+from swiprd.engines import Engine, compiled, eager
 from swiprd.preprocess import preprocess
 
-GOLDEN_TOLERANCE: Final = 1e-4
-"""Largest difference from a golden score; between processors fp32 differs by a hundredth of it."""
+log = logging.getLogger("swiprd")
+
+TOLERANCES: Final = {"fp32": 1e-4, "bf16": 0.02}
+"""Largest difference from a golden score, by precision; in fp32 processors differ by a hundredth of
+it."""
 
 
 class Model:
@@ -26,29 +32,22 @@ class Model:
     Attributes:
         labels: names of the scores, in order.
         digest: the bundle's digest.
-        engine: what computes, as ``status`` reports it.
+        engine: name of what computes, as ``status`` reports it.
         precision: of the computation.
     """
 
-    engine = "eager"
-    precision = "fp32"
-
-    def __init__(self, bundle: Bundle, *, max_pixels: int) -> None:
-        """Build the network of ``bundle``.
-
-        Raises:
-            BundleError: the architecture is not known, or the weights are not its own.
-        """
+    def __init__(self, bundle: Bundle, engine: Engine, *, max_pixels: int) -> None:
         self._manifest = bundle.manifest
         self._max_pixels = max_pixels
-        self._network = build_network(bundle)
-        _check_outputs(self._network, bundle.manifest)
+        self._run = engine.run
         self._golden = [
             (bytes(bundle.tensors[golden.image].data), golden.scores)
             for golden in bundle.manifest.golden
         ]
         self.labels = bundle.manifest.labels
         self.digest = bundle.digest
+        self.engine = engine.name
+        self.precision = engine.precision
 
     def compute(self, data: bytes) -> tuple[float, ...]:
         """Return one score per label for the picture in ``data``, an image file's bytes.
@@ -57,55 +56,124 @@ class Model:
             SwiprError: ``not_an_image``, ``too_many_pixels``, or ``internal`` where the network
                 gives no finite answer.
         """
+        return self._scores(self._outputs(data))
+
+    def prepare(self, data: bytes) -> Tensor:
+        """Return the network's input for the picture in ``data``: float32 (1, 3, crop, crop).
+
+        Raises:
+            SwiprError: ``not_an_image`` or ``too_many_pixels``.
+        """
         rules = self._manifest.preprocessing
-        image = decode(data, rules, max_pixels=self._max_pixels)
-        with torch.inference_mode():
-            outputs = self._network(preprocess(image, rules))[0]
-            scores = self._scores(outputs)
-        if not all(map(math.isfinite, scores)):
-            raise SwiprError("internal", "the model gave no finite scores for this picture")
-        return scores
+        return preprocess(decode(data, rules, max_pixels=self._max_pixels), rules)
 
     def check_golden(self) -> None:
         """Score the bundle's golden pictures and compare.
 
         Raises:
-            BundleError: a score is off by more than ``GOLDEN_TOLERANCE``.
+            BundleError: a score is off by more than the precision's tolerance, or there are not as
+                many outputs as the labels need.
         """
+        tolerance = TOLERANCES[self.precision]
         for index, (data, expected) in enumerate(self._golden):
             try:
-                got = self.compute(data)
+                outputs = self._outputs(data)
+                self._check_count(len(outputs))
+                got = self._scores(outputs)
             except SwiprError as error:
                 raise BundleError(f"golden picture {index} cannot be scored: {error}") from None
             off = max(abs(a - b) for a, b in zip(got, expected, strict=True))
-            if off > GOLDEN_TOLERANCE:
+            if off > tolerance:
                 raise BundleError(
                     f"golden picture {index} scores {_tuple(got)}, expected {_tuple(expected)}"
-                    f" within {GOLDEN_TOLERANCE:g}: the weights are damaged, or this machine"
-                    " computes wrongly"
+                    f" within {tolerance:g}: the weights are damaged, or this machine computes"
+                    " wrongly"
                 )
 
+    def _outputs(self, data: bytes) -> Tensor:
+        with torch.inference_mode():
+            return self._run(self.prepare(data))[0]
+
+    def _check_count(self, count: int) -> None:
+        ranges = self._manifest.outputs
+        if ranges is None:
+            fits, needed = count == len(self.labels), len(self.labels)
+        else:
+            needed = max(end for parts in ranges for _, end in parts)
+            fits = count >= needed
+        if not fits:
+            raise BundleError(f"the network has {count} outputs, the bundle's labels need {needed}")
+
     def _scores(self, outputs: Tensor) -> tuple[float, ...]:
-        activated = outputs.float().softmax(0)
+        match self._manifest.activation:
+            case "softmax":
+                activated = outputs.float().softmax(0)
+            case "sigmoid":
+                activated = outputs.float().sigmoid()
+            case _:
+                activated = outputs.float()
         if self._manifest.outputs is None:
-            return tuple(activated.tolist())
-        summable = activated.double()
-        return tuple(
-            sum(float(summable[begin:end].sum()) for begin, end in ranges)
-            for ranges in self._manifest.outputs
+            scores = tuple(activated.tolist())
+        else:
+            summable = activated.double()
+            scores = tuple(
+                sum(float(summable[begin:end].sum()) for begin, end in ranges)
+                for ranges in self._manifest.outputs
+            )
+        if not all(map(math.isfinite, scores)):
+            raise SwiprError("internal", "the model gave no finite scores for this picture")
+        return scores
+
+
+def best_model(
+    bundle: Bundle, forms: FormCache | None, precision: str, *, max_pixels: int
+) -> Model:
+    """Return the fastest model of ``bundle`` that is there and gives the golden answers.
+
+    A compiled form that cannot be used costs one line in the log, and never the service.
+
+    Args:
+        forms: where compiled forms are; None: nowhere.
+        precision: ``fp32`` or ``bf16``, or ``auto`` for whatever was compiled, bf16 first. Where
+            there is no compiled form, torch computes in fp32.
+
+    Raises:
+        BundleError: the bundle cannot be served at all.
+    """
+    if forms is not None:
+        wanted = tuple(reversed(PRECISIONS)) if precision == "auto" else (precision,)
+        for engine in compiled_engines(bundle, forms, wanted):
+            model = Model(bundle, engine, max_pixels=max_pixels)
+            try:
+                model.check_golden()
+            except (BundleError, RuntimeError) as error:
+                log.warning("a compiled form is not used: %s", " ".join(str(error).split()))
+            else:
+                return model
+    model = Model(bundle, eager(bundle), max_pixels=max_pixels)
+    model.check_golden()
+    return model
+
+
+def compiled_engines(
+    bundle: Bundle, forms: FormCache, precisions: Sequence[str]
+) -> Iterator[Engine]:
+    """Yield the compiled forms of ``bundle`` that can be loaded; the log tells of the others."""
+    found = 0
+    for precision in precisions:
+        try:
+            form = forms.find(bundle.digest, precision)
+            if form is not None:
+                found += 1
+                yield compiled(form)
+        except CompiledError as error:
+            found += 1
+            log.warning("a compiled form is not used: %s", error)
+    if not found and forms.made_for_others(bundle.digest):
+        log.warning(
+            "the compiled form in %s is for another torch or processor; run swiprd compile again",
+            forms.folder,
         )
-
-
-def _check_outputs(network: nn.Module, manifest: Manifest) -> None:
-    count = count_outputs(network)
-    if manifest.outputs is None:
-        fits = count == len(manifest.labels)
-        needed = len(manifest.labels)
-    else:
-        needed = max(end for ranges in manifest.outputs for _, end in ranges)
-        fits = count >= needed
-    if not fits:
-        raise BundleError(f"the network has {count} outputs, the bundle's labels need {needed}")
 
 
 def _tuple(scores: tuple[float, ...]) -> str:

@@ -1,36 +1,25 @@
-"""From a bundle's architecture, head and weights to a network that is ready to compute.
-
-Torchvision is imported only for its own architectures: that takes seconds.
-"""
+"""From a bundle's architecture, head and weights to a network that is ready to compute."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from swiprd.architectures import (
+    UnknownArchitectureError,
+    build,
+    features,
+    last_layer,
+    set_outputs,
+)
 from swiprd.bundle import Bundle, BundleError
-from swiprd.bundle import Tensor as StoredTensor
-from swiprd.efficientnet_lite import EfficientNetLite0
+from swiprd.safetensors import Tensor as StoredTensor
 
-OURS: Final[dict[str, Callable[[], nn.Module]]] = {"efficientnet_lite0": EfficientNetLite0}
-RESNETS: Final = {
-    # name: kind of block, blocks in each layer, groups, channels in each group
-    "resnet18": ("basic", (2, 2, 2, 2), 1, 64),
-    "resnet34": ("basic", (3, 4, 6, 3), 1, 64),
-    "resnet50": ("bottleneck", (3, 4, 6, 3), 1, 64),
-    "resnet101": ("bottleneck", (3, 4, 23, 3), 1, 64),
-    "resnet152": ("bottleneck", (3, 8, 36, 3), 1, 64),
-    "resnext50_32x4d": ("bottleneck", (3, 4, 6, 3), 32, 4),
-    "resnext101_32x4d": ("bottleneck", (3, 4, 23, 3), 32, 4),
-    "resnext101_64x4d": ("bottleneck", (3, 4, 23, 3), 64, 4),
-}
-"""He et al., "Deep Residual Learning", table 1; Xie et al., "Aggregated Residual Transformations",
-table 1 and section 5: the bodies that are served with a head of their own."""
 DTYPES: Final = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -39,6 +28,9 @@ DTYPES: Final = {
     "I64": torch.int64,
     "U8": torch.uint8,
 }
+POOLS: Final = ("own_pool", "concat_pool", "avg_pool")
+HEAD: Final = "head."
+"""What the names of the weights of a head begin with."""
 
 
 def build_network(bundle: Bundle) -> nn.Module:
@@ -48,22 +40,8 @@ def build_network(bundle: Bundle) -> nn.Module:
         BundleError: the architecture is not known, or the weights are not its own.
     """
     images = {golden.image for golden in bundle.manifest.golden}
-    state = {
-        name: _to_torch(tensor) for name, tensor in bundle.tensors.items() if name not in images
-    }
-    with torch.device("meta"):  # no memory and no random numbers for weights that come from a file
-        network = _make(bundle.manifest.architecture, bundle.manifest.head, state)
-    # The counters of training steps may be left out: nothing that is computed here reads them.
-    wanted = network.state_dict()
-    for name in wanted.keys() - state.keys():
-        if name.endswith(".num_batches_tracked"):
-            state[name] = torch.zeros((), dtype=torch.int64)
-    try:
-        network.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        problem = " ".join(str(error).split())
-        raise BundleError(f"the bundle's weights do not fit: {problem:.300}") from None
-    network.eval().requires_grad_(False)
+    state = {name: to_torch(t) for name, t in bundle.tensors.items() if name not in images}
+    network = assemble(bundle.manifest.architecture, bundle.manifest.head, state)
     with torch.no_grad():  # not inference_mode, whose tensors cannot be compiled
         _fold_norms(network)
         # Convolutions read pictures fastest with their channels innermost.
@@ -71,34 +49,54 @@ def build_network(bundle: Bundle) -> nn.Module:
     return network
 
 
-def count_outputs(network: nn.Module) -> int:
-    """Return how many numbers the network's last layer gives."""
-    last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-    return last.out_features
-
-
-def _make(
+def assemble(
     architecture: str, head: tuple[str, ...] | None, state: Mapping[str, Tensor]
 ) -> nn.Module:
-    if architecture in OURS and head is None:
-        return OURS[architecture]()
-    if architecture in RESNETS and head is not None:
-        return _resnet(architecture, _head(head, state))
-    known, having = (OURS, "without") if head is None else (RESNETS, "with")
-    raise BundleError(
-        f"the bundle's architecture {architecture!r}, {having} a head of its own, is not known,"
-        f" expected one of {', '.join(known)}; update swipr"
-    )
+    """Return the network with the weights ``state`` as they are, for evaluation.
+
+    Args:
+        architecture: a name that ``swiprd.architectures`` knows.
+        head: as in ``swiprd.bundle.Manifest``.
+        state: all weights by name, of the head as ``head.i.*``.
+
+    Raises:
+        BundleError: the architecture is not known, or the weights are not its own.
+    """
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    try:
+        network = build(architecture, shapes)
+    except UnknownArchitectureError as error:
+        raise BundleError(f"{error}; update swipr") from None
+    own = last_layer(network)
+    weights = dict(state)
+    if head is None:
+        if f"{own}.weight" in shapes and shapes[f"{own}.weight"]:
+            set_outputs(network, shapes[f"{own}.weight"][0], bias=f"{own}.bias" in shapes)
+    elif head[0] in POOLS:
+        made = _head(head, shapes, own_pool=getattr(network, "avgpool", None))
+        network = nn.Sequential(OrderedDict([*features(network), ("head", made)]))
+    else:
+        child = own.partition(".")[0]
+        setattr(network, child, _head(head, shapes))
+        weights = {_in_child(name, child): tensor for name, tensor in state.items()}
+    _load(network, weights)
+    return network.eval().requires_grad_(False)
 
 
-def _resnet(architecture: str, head: nn.Module) -> nn.Sequential:
-    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+def _in_child(name: str, child: str) -> str:
+    return f"{child}.{name.removeprefix(HEAD)}" if name.startswith(HEAD) else name
 
-    kind, layers, groups, width = RESNETS[architecture]
-    block = BasicBlock if kind == "basic" else Bottleneck
-    whole = ResNet(block, list(layers), groups=groups, width_per_group=width)
-    body = (part for part in whole.named_children() if part[0] not in ("avgpool", "fc"))
-    return nn.Sequential(OrderedDict([*body, ("head", head)]))
+
+def _load(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    # The counters of training steps may be left out: nothing that is computed here reads them.
+    for name in network.state_dict().keys() - weights.keys():
+        if name.endswith(".num_batches_tracked"):
+            weights[name] = torch.zeros((), dtype=torch.int64)
+    try:
+        network.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())
+        raise BundleError(f"the bundle's weights do not fit: {problem:.300}") from None
 
 
 class ConcatPool(nn.Module):
@@ -109,23 +107,42 @@ class ConcatPool(nn.Module):
         return torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1)
 
 
-def _head(layers: tuple[str, ...], state: Mapping[str, Tensor]) -> nn.Sequential:
+class AvgPool(nn.Module):
+    """Mean value of each channel: (n, c, h, w) to (n, c)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool over the whole picture."""
+        return x.mean((2, 3))
+
+
+def _head(
+    layers: tuple[str, ...],
+    shapes: Mapping[str, torch.Size],
+    *,
+    own_pool: nn.Module | None = None,
+) -> nn.Sequential:
     made: list[nn.Module] = []
     for index, layer in enumerate(layers):
-        shape = state[f"head.{index}.weight"].shape if f"head.{index}.weight" in state else (1, 1)
+        shape = shapes.get(f"{HEAD}{index}.weight") or (1, 1)
         match layer:
+            case "own_pool":
+                made.append(own_pool or nn.Identity())
             case "concat_pool":
                 made.append(ConcatPool())
+            case "avg_pool":
+                made.append(AvgPool())
             case "batch_norm":
-                made.append(nn.BatchNorm1d(shape[0]))
+                made.append(nn.BatchNorm1d(shape[0], device="meta"))
             case "linear":
-                made.append(nn.Linear(shape[-1], shape[0], bias=f"head.{index}.bias" in state))
+                bias = f"{HEAD}{index}.bias" in shapes
+                made.append(nn.Linear(shape[-1], shape[0], bias=bias, device="meta"))
             case "relu":
                 made.append(nn.ReLU())
     return nn.Sequential(*made)
 
 
-def _to_torch(stored: StoredTensor) -> Tensor:
+def to_torch(stored: StoredTensor) -> Tensor:
+    """Return the tensor of a file; numbers that are not whole as float32."""
     dtype = DTYPES[stored.dtype]
     if not stored.data:  # which torch.frombuffer refuses
         return torch.empty(stored.shape, dtype=dtype)

@@ -249,6 +249,8 @@ class _Slot:
         config = self._config
         settings = {
             "model": config.model,
+            "precision": config.precision,
+            "cache_dir": config.cache_dir,
             "threads": config.threads_per_worker,
             "max_bytes": config.max_bytes,
             "max_pixels": config.max_pixels,

@@ -85,12 +85,16 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
         # Only now: a bundle that cannot be served is told at once, not after seconds of loading.
         import torch
 
-        from swiprd.model import Model
+        from swiprd.compiled import FormCache, this_host
+        from swiprd.model import best_model
 
         torch.set_num_threads(settings["threads"])
-        model = Model(bundle, max_pixels=settings["max_pixels"])
+        folder = settings["cache_dir"]
+        forms = None if folder is None else FormCache(folder, this_host())
+        model = best_model(
+            bundle, forms, settings["precision"], max_pixels=settings["max_pixels"]
+        )
         _check_reply_fits(model)
-        model.check_golden()
     except BundleError as error:
         raise SwiprError("unavailable", str(error)) from None
     except ModuleNotFoundError as error:
@@ -106,7 +110,7 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
 def _check_reply_fits(model: Model) -> None:
     # The longest id, and numbers with as many digits as there can be.
     longest = -sys.float_info.min
-    result = Result((longest,) * len(model.labels), model.labels, model.digest, longest)
+    result = _result(model, (longest,) * len(model.labels), longest)
     size = len(protocol.encode_result("\0" * protocol.MAX_ID_BYTES, result))
     if size > protocol.MAX_LINE:
         raise BundleError(
@@ -142,7 +146,18 @@ def _answer(line: Line, model: Model, max_bytes: int) -> bytes:
     finally:
         os.close(fd)
     ms = round((time.perf_counter() - began) * 1000, 3)
-    return protocol.encode_result(id, Result(scores, model.labels, model.digest, ms))
+    return protocol.encode_result(id, _result(model, scores, ms))
+
+
+def _result(model: Model, scores: tuple[float, ...], ms: float) -> Result:
+    return Result(
+        scores=scores,
+        labels=model.labels,
+        model=model.digest,
+        engine=model.engine,
+        precision=model.precision,
+        ms=ms,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,137 @@
+"""The architectures that can be built: ours, and all classifiers of torchvision.
+
+Networks are built without memory for their weights, which come from a file. Torchvision is imported
+only when one of its own is asked for: that takes seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from swiprd.efficientnet_lite import EfficientNetLite0
+
+OURS: Final[dict[str, Callable[[], nn.Module]]] = {"efficientnet_lite0": EfficientNetLite0}
+RESNEXT101_32X4D: Final = "resnext101_32x4d"
+"""Which torchvision has the parts for, but no name (Xie et al., "Aggregated Residual
+Transformations", section 5)."""
+OPTIONS: Final[dict[str, dict[str, Any]]] = {
+    # The auxiliary outputs serve training alone.
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "init_weights": False},
+}
+POSITIONS: Final = "encoder.pos_embedding"
+"""The tensor of a vision transformer whose length tells for which size it was trained."""
+FEATURES_END: Final = ("avgpool", "classifier", "fc", "head", "heads")
+"""Children with which torchvision's architectures go on after their last feature map."""
+
+Shapes = Mapping[str, Sequence[int]]
+"""The shape of each tensor, by its name in a state_dict."""
+
+
+def architecture_names() -> tuple[str, ...]:
+    """Return the names of all that can be built."""
+    return (*OURS, *torchvision_names())
+
+
+def torchvision_names() -> tuple[str, ...]:
+    """Return the names of torchvision's architectures, and of the one that it has the parts for."""
+    from torchvision import models
+
+    return (*models.list_models(module=models), RESNEXT101_32X4D)
+
+
+def torchvision_families() -> list[list[str]]:
+    """Return torchvision's names in groups, whose members differ in little but depth and width."""
+    from torchvision import models
+
+    found: dict[str, list[str]] = {}
+    for name in models.list_models(module=models):
+        found.setdefault(models.get_model_builder(name).__module__, []).append(name)
+    found[models.resnet.__name__].append(RESNEXT101_32X4D)
+    return list(found.values())
+
+
+class UnknownArchitectureError(ValueError):
+    """There is no such architecture; the message lists those that there are."""
+
+
+def build(name: str, shapes: Shapes) -> nn.Module:
+    """Return the network ``name``, in evaluation mode, its larger tensors without memory.
+
+    Args:
+        shapes: of the weights that it is meant for; what varies within an architecture, as the
+            input's size, is taken from them.
+
+    Raises:
+        UnknownArchitectureError: there is no such architecture.
+    """
+    with _WithoutMemory(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the way in which weights would be initialised
+        return _make(name, shapes).eval()
+
+
+def _make(name: str, shapes: Shapes) -> nn.Module:
+    if name in OURS:
+        return OURS[name]()
+    from torchvision import models
+
+    if name == RESNEXT101_32X4D:
+        block = models.resnet.Bottleneck
+        return models.ResNet(block, [3, 4, 23, 3], groups=32, width_per_group=4)
+    if name not in models.list_models(module=models):
+        raise UnknownArchitectureError(
+            f"no architecture {name!r:.80} is known, expected one of"
+            f" {', '.join(architecture_names())}"
+        )
+    network: nn.Module = models.get_model(name, **OPTIONS.get(name, {}))
+    if isinstance(network, models.VisionTransformer) and POSITIONS in shapes:
+        length = shapes[POSITIONS][1] if len(shapes[POSITIONS]) == 3 else 0
+        side = math.isqrt(max(length - 1, 0)) * network.patch_size
+        if side > 0:
+            network = models.get_model(name, image_size=side)
+    return network
+
+
+def input_side(network: nn.Module) -> int | None:
+    """Return the only size, pixels a side, that ``network`` takes; None: it takes many."""
+    side = getattr(network, "image_size", None)
+    return side if isinstance(side, int) else None
+
+
+class _WithoutMemory(TorchFunctionMode):
+    # Not torch.device("meta"), under which some architectures cannot compute their own widths.
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.empty:
+            kwargs = {**(kwargs or {}), "device": "meta"}
+        return func(*args, **(kwargs or {}))
+
+
+def last_layer(network: nn.Module) -> str:
+    """Return the name of the layer that gives the outputs: a Linear, or a Conv2d of 1 x 1."""
+    return [n for n, m in network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+
+
+def set_outputs(network: nn.Module, outputs: int, *, bias: bool) -> None:
+    """Give the last layer another width."""
+    name = last_layer(network)
+    old = network.get_submodule(name)
+    with _WithoutMemory():
+        if isinstance(old, nn.Conv2d):
+            network.set_submodule(name, nn.Conv2d(old.in_channels, outputs, 1, bias=bias))
+        elif isinstance(old, nn.Linear):
+            network.set_submodule(name, nn.Linear(old.in_features, outputs, bias=bias))
+
+
+def features(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the children up to the last feature map, by name, in order."""
+    for name, child in network.named_children():
+        if name in FEATURES_END:
+            return
+        yield name, child

@@ -1,0 +1,53 @@
+"""What swiprd does with models besides serving them: import, compile, show, verify.
+
+Answers go to standard output, progress and failures to standard error. A command that fails leaves
+no file behind. No daemon that serves imports this.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from swiprctl.protocol import SwiprError
+from swiprd.bundle import BundleError
+from swiprd.checkpoint import CheckpointError
+from swiprd.commands import compile, import_, show, verify
+from swiprd.commands.output import tell
+from swiprd.compiled import CompiledError
+from swiprd.compiler import CompileError
+from swiprd.config import ConfigError
+
+DONE: Final = 0
+FAILED: Final = 1
+INTERRUPTED: Final = 130
+
+FAILURES: Final = (
+    BundleError,
+    CheckpointError,
+    CompiledError,
+    CompileError,
+    ConfigError,
+    OSError,
+    SwiprError,
+)
+
+
+def run_command(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the command that ``argv`` begins with and return the exit status."""
+    parser = argparse.ArgumentParser(prog="swiprd", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (import_, compile, show, verify):
+        command.add_to(commands)
+    args = parser.parse_args(argv)
+    args.environment = environment
+    try:
+        args.run(args)
+    except FAILURES as error:
+        tell(argv[0], str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        tell(argv[0], "interrupted")
+        return INTERRUPTED
+    return DONE

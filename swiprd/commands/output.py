@@ -1,0 +1,90 @@
+"""How the commands speak: scores on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from swiprd.compiled import FormCache, this_host
+from swiprd.config import load_config
+
+Commands = Any  # argparse's own type for the commands of a parser has no public name
+
+
+def add_command(commands: Commands, name: str, words: str) -> argparse.ArgumentParser:
+    """Add the command ``name``, explained by ``words``, and return its parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=words,
+        description=words[0].upper() + words[1:] + ".",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=80),
+    )
+    return parser
+
+
+def add_cache_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where compiled forms are, as they do for the daemon."""
+    parser.add_argument("--config", metavar="FILE", help="settings file [/etc/swipr/swiprd.toml]")
+    parser.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        type=os.path.abspath,
+        help="where compiled forms are [the setting cache_dir]",
+    )
+
+
+def form_cache(args: argparse.Namespace) -> FormCache | None:
+    """Return where compiled forms are, as the daemon's settings say; None: nowhere.
+
+    Raises:
+        ConfigError: a setting is not acceptable.
+    """
+    config = load_config(
+        file=args.config, environment=args.environment, flags={"cache_dir": args.cache_dir}
+    )
+    return None if config.cache_dir is None else FormCache(config.cache_dir, this_host())
+
+
+def tell(command: str, message: str) -> None:
+    """Write one line to standard error."""
+    print(f"swiprd {command}: {message}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def progress(command: str, what: str) -> Iterator[None]:
+    """Tell that something goes on, on a terminal with the seconds that it has taken so far."""
+    began = time.monotonic()
+    done = threading.Event()
+    if not sys.stderr.isatty():
+        tell(command, f"{what} …")
+        yield
+        return
+
+    def count() -> None:
+        while True:
+            seconds = time.monotonic() - began
+            sys.stderr.write(f"\rswiprd {command}: {what} … {seconds:.0f} s")
+            sys.stderr.flush()
+            if done.wait(1):
+                sys.stderr.write("\n")
+                return
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    try:
+        yield
+    finally:
+        done.set()
+        counter.join()
+
+
+def score_tuple(scores: Sequence[float]) -> str:
+    """Return the scores as swiprctl prints them."""
+    return ",".join(f"{score:.6f}" for score in scores)

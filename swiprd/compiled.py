@@ -1,0 +1,240 @@
+"""The compiled forms of bundles: where they are kept, and which of them may be run.
+
+A compiled form is machine code in a shared library: whoever can write it can do what this process
+can. So a form is loaded only when root or this process's own user wrote it, where nobody else can
+write, and only when it is byte for byte what was compiled, from this very bundle, for this torch
+and for this processor. Two files make one form, and the second, which is written last, names the
+first::
+
+    NAME.json          what it was made from and for, and the name and digest of the library
+    NAME-DIGEST.so     the library
+
+NAME is made from the bundle's digest, torch's version, the processor's features and the precision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import torch
+
+FORMAT: Final = 1
+PRECISIONS: Final = ("fp32", "bf16")
+MAX_RECORD: Final = 65536
+"""Longest record in bytes."""
+
+
+class CompiledError(Exception):
+    """A compiled form is there and cannot be used; the message is one line that says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What compiled code depends on.
+
+    Attributes:
+        torch: its version.
+        processor: the features that it has, by torch's names; none where torch cannot tell.
+    """
+
+    torch: str
+    processor: tuple[str, ...]
+
+    @property
+    def computes_bf16(self) -> bool:
+        """Whether the processor multiplies bfloat16 by itself; where it does not, fp32 is faster."""
+        return any(feature.endswith("bf16") for feature in self.processor)
+
+
+def this_host() -> Host:
+    """Return what compiled code depends on, of this machine."""
+    found = torch.cpu.get_capabilities()
+    features = sorted(name for name, value in found.items() if value is True)
+    return Host(torch.__version__, tuple(features))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A compiled form that may be run: the path of its library, and its precision."""
+
+    path: str
+    precision: str
+
+
+class FormCache:
+    """The compiled forms in one folder, for one host.
+
+    Args:
+        folder: need not exist.
+        host: for which forms are looked up and kept.
+    """
+
+    def __init__(self, folder: str, host: Host) -> None:
+        self.folder = folder
+        self.host = host
+
+    def prepare(self) -> None:
+        """Make the folder, and see that what will be kept in it may be run.
+
+        Raises:
+            OSError: it cannot be made.
+            CompiledError: others can write to it.
+        """
+        os.makedirs(self.folder, mode=0o755, exist_ok=True)
+        _check_folder(self.folder)
+
+    def find(self, digest: str, precision: str) -> Form | None:
+        """Return the form of the bundle with this digest; None: there is none for this host.
+
+        Raises:
+            CompiledError: there is one that must not be run, or cannot be read.
+        """
+        path = os.path.join(self.folder, self._name(digest, precision) + ".json")
+        try:
+            with _opened(path) as fd:
+                record = os.pread(fd, MAX_RECORD, 0)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CompiledError(f"{path} cannot be read: {error.strerror}") from None
+        expected = self._described(digest, precision)
+        library, checksum = _parse(path, record, expected)
+        path = os.path.join(self.folder, library)
+        try:
+            with _opened(path) as fd, open(fd, "rb", closefd=False) as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise CompiledError(f"{path} cannot be read: {error.strerror}") from None
+        if found != checksum:
+            raise CompiledError(f"{path} is not what was compiled: cut off, or changed")
+        return Form(os.path.realpath(path), precision)
+
+    def made_for_others(self, digest: str) -> int:
+        """Return how many forms of this bundle were made for another host: they are stale here."""
+        ours = {self._name(digest, precision) for precision in PRECISIONS}
+        try:
+            names = os.listdir(self.folder)
+        except OSError:
+            return 0
+        found = {n.removesuffix(".json") for n in names if n.endswith(".json")}
+        return sum(name.startswith(_prefix(digest)) for name in found - ours)
+
+    def keep(self, library: str, digest: str, precision: str) -> Form:
+        """Copy ``library`` into the folder, which is there, as the form of a bundle, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written; a form that was there before is there still.
+        """
+        name = self._name(digest, precision)
+        with open(library, "rb") as file:
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        target = f"{name}-{checksum[:16]}.so"
+        self._put(target, library)
+        record = {**self._described(digest, precision), "library": target, "sha256": checksum}
+        self._put(f"{name}.json", json.dumps(record).encode())
+        for old in os.listdir(self.folder):
+            if old.startswith(f"{name}-") and old != target:
+                os.unlink(os.path.join(self.folder, old))
+        return Form(os.path.realpath(os.path.join(self.folder, target)), precision)
+
+    def _put(self, name: str, content: str | bytes) -> None:
+        path = os.path.join(self.folder, name)
+        temporary = f"{path}.{os.getpid()}.part"
+        try:
+            # 0644, whatever the umask is: the daemon may run as another user.
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:
+                if isinstance(content, bytes):
+                    file.write(content)
+                else:
+                    with open(content, "rb") as source:
+                        shutil.copyfileobj(source, file, 2**20)
+                file.flush()
+                os.fchmod(file.fileno(), 0o644)
+                os.fsync(file.fileno())
+            os.rename(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+
+    def _described(self, digest: str, precision: str) -> dict[str, Any]:
+        host = {**asdict(self.host), "processor": list(self.host.processor)}
+        return {"format": FORMAT, "bundle": digest, "precision": precision, **host}
+
+    def _name(self, digest: str, precision: str) -> str:
+        key = json.dumps([FORMAT, self.host.torch, self.host.processor])
+        host = hashlib.sha256(key.encode()).hexdigest()
+        return f"{_prefix(digest)}{host[:16]}-{precision}"
+
+
+def _prefix(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:32] + "-"
+
+
+def _parse(path: str, record: bytes, expected: dict[str, Any]) -> tuple[str, str]:
+    try:
+        found = json.loads(record.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise CompiledError(f"{path} is not JSON: cut off, or changed") from None
+    if not isinstance(found, dict):
+        raise CompiledError(f"{path} holds no JSON object")
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise CompiledError(f"{path} is for another bundle or host: its {key!r} differs")
+    library, checksum = found.get("library"), found.get("sha256")
+    if not isinstance(library, str) or not isinstance(checksum, str) or "/" in library:
+        raise CompiledError(f"{path} names no library")
+    return library, checksum
+
+
+# --- whom to trust -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    """Open a regular file that only root or our own user can have written.
+
+    Raises:
+        CompiledError: somebody else could have.
+        OSError: it cannot be opened; FileNotFoundError where it is not there.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise CompiledError(f"{path} is no regular file")
+        _check_writers(path, found)
+        _check_folder(os.path.dirname(path))
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _check_folder(folder: str) -> None:
+    folder = os.path.realpath(folder)
+    _check_writers(folder, os.stat(folder))
+    if folder != "/":
+        _check_folder(os.path.dirname(folder))
+
+
+def _check_writers(path: str, found: os.stat_result) -> None:
+    if found.st_uid not in (0, os.geteuid()):
+        raise CompiledError(
+            f"{path} belongs to the user {found.st_uid}, expected root or {os.geteuid()}"
+        )
+    # In a sticky folder, as /tmp, others can add names but not replace those of its owners.
+    sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+    if found.st_mode & 0o022 and not sticky:
+        raise CompiledError(
+            f"{path} can be written by others (mode {stat.S_IMODE(found.st_mode):04o}); take that"
+            " right away"
+        )

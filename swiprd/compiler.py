@@ -1,0 +1,105 @@
+"""From a network to its compiled form: a shared library, made ahead of time by torch's compiler.
+
+The only importer of that compiler, which no daemon that serves imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+OPTIONS: Final = {
+    "freezing": True,  # weights become constants, and are laid out for the convolutions
+    "cpp.dynamic_threads": True,  # as many as the worker sets, not as many as there are now
+}
+LIBRARY: Final = ".so"
+
+
+class CompileError(Exception):
+    """The network cannot be compiled here; the message is one line."""
+
+
+class _InBfloat16(nn.Module):
+    """Computes in bfloat16 between a float32 input and float32 outputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float32 to float32."""
+        outputs: Tensor = self.network(x.to(torch.bfloat16))
+        return outputs.float()
+
+
+def compile_network(network: nn.Module, side: int, precision: str, folder: str) -> str:
+    """Compile ``network`` for one picture at a time and return the path of the library.
+
+    Args:
+        network: for evaluation, its weights plain tensors without gradients. With ``bf16`` its
+            weights are rounded in place.
+        side: of the input, in pixels.
+        precision: ``fp32`` or ``bf16``.
+        folder: an empty one, for the library and everything that is written on the way.
+
+    Raises:
+        CompileError: no C++ compiler is there, or torch cannot compile this network.
+    """
+    example = torch.zeros(1, 3, side, side).to(memory_format=torch.channels_last)
+    package = os.path.join(folder, "package.pt2")
+    with _quiet(), torch.no_grad():
+        from torch._inductor import aoti_compile_and_package, cpp_builder
+        from torch._inductor.utils import fresh_cache
+
+        try:
+            cpp_builder.get_cpp_compiler()
+        except Exception as error:  # its kind is torch's own business
+            raise CompileError(
+                "there is no C++ compiler; install g++ (Debian: apt-get install g++)"
+            ) from error
+        module = _InBfloat16(network) if precision == "bf16" else network
+        try:
+            with fresh_cache(dir=folder, delete=False):
+                exported = torch.export.export(module, (example,))
+                aoti_compile_and_package(
+                    exported, package_path=package, inductor_configs=dict(OPTIONS)
+                )
+        except Exception as error:  # so is what a compiler may raise
+            problem = " ".join(str(error).split())
+            raise CompileError(f"torch cannot compile it: {problem:.300}") from error
+    return _unpack(package, os.path.join(folder, "model" + LIBRARY))
+
+
+def _unpack(package: str, target: str) -> str:
+    """Take the library out of torch's package, which is unpacked anew at each start otherwise."""
+    with zipfile.ZipFile(package) as archive:
+        libraries = [name for name in archive.namelist() if name.endswith(LIBRARY)]
+        if len(libraries) != 1:
+            raise CompileError(f"expected torch to make one library, got {len(libraries)}")
+        with archive.open(libraries[0]) as source, open(target, "wb") as file:
+            while part := source.read(2**20):
+                file.write(part)
+    os.unlink(package)
+    return target
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's compiler from telling about itself."""
+    logger = logging.getLogger("torch")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

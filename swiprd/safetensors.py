@@ -1,0 +1,186 @@
+"""Safetensors files: named tensors and a little text, read and written. Data, never code; no torch.
+
+The format is that of the safetensors library: 8 bytes of header length, a JSON header, then the raw
+little-endian tensors without gaps. Every offset is checked before anything is handed out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+MAX_HEADER: Final = 100_000_000  # the safetensors library's own limit, in bytes
+ITEM_SIZES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1}
+"""Bytes of one element, by the names that the format gives to types."""
+
+
+class SafetensorsError(ValueError):
+    """The bytes are no safetensors file; the message is one line that goes on from a file's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Raw little-endian data: type name of ``ITEM_SIZES``, shape, and the bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+def read_content(path: str) -> bytearray:
+    """Return the bytes of the regular file at ``path``.
+
+    Raises:
+        OSError: it cannot be read.
+        SafetensorsError: no file can have that name, there is not enough memory, or it changed
+            meanwhile.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            # A bytearray, because torch wants memory that it may write to.
+            content = bytearray(os.fstat(file.fileno()).st_size)
+            size = file.readinto(content)
+    except ValueError:  # a NUL or a lone surrogate
+        raise SafetensorsError("no file can have this name") from None
+    except MemoryError:
+        raise SafetensorsError("there is not enough memory for it") from None
+    if size != len(content):
+        raise SafetensorsError("it changed while it was read")
+    return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe in its place would be waited for
+
+
+def parse(content: bytearray) -> tuple[Any, dict[str, Tensor]]:
+    """Return the metadata, whatever it is, and the tensors, which are views of ``content``.
+
+    Raises:
+        SafetensorsError: what is wrong.
+    """
+    if len(content) < 8:
+        raise SafetensorsError(f"expected a safetensors file, got {len(content)} bytes")
+    length = int.from_bytes(content[:8], "little")
+    if length > min(len(content) - 8, MAX_HEADER):
+        raise SafetensorsError(
+            "its header is longer than the file; it is cut off or no safetensors file"
+        )
+    try:
+        header = json.loads(content[8 : 8 + length].decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise SafetensorsError(f"its header is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise SafetensorsError("its header is no JSON object")
+    metadata = header.pop("__metadata__", None)
+    body = memoryview(content)[8 + length :]
+    return metadata, _parse_tensors(header, body)
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the JSON object with these members; for ``json.loads``, which would keep the last.
+
+    Raises:
+        ValueError: a key stands twice.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def _parse_tensors(header: dict[str, Any], body: memoryview) -> dict[str, Tensor]:
+    tensors = {}
+    spans = []
+    for name, entry in header.items():
+        dtype, shape, (begin, end) = _parse_entry(name, entry)
+        if not 0 <= begin <= end <= len(body):
+            raise SafetensorsError(f"tensor {name!r:.80} lies outside the file; it is cut off")
+        if min(shape, default=0) < 0 or math.prod(shape) * ITEM_SIZES[dtype] != end - begin:
+            raise SafetensorsError(
+                f"tensor {name!r:.80} of shape {shape!r:.80} does not fit its {end - begin} bytes"
+            )
+        tensors[name] = Tensor(dtype, shape, body[begin:end])
+        spans.append((begin, end))
+    expected = 0
+    for begin, end in sorted(spans):
+        if begin != expected:
+            raise SafetensorsError("its tensors overlap or leave a gap")
+        expected = end
+    if expected != len(body):
+        raise SafetensorsError(f"{len(body) - expected} bytes follow its last tensor")
+    return tensors
+
+
+def _parse_entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+    if not isinstance(entry, dict):
+        raise SafetensorsError(f"expected tensor {name!r:.80} to be an object")
+    dtype = entry.get("dtype")
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
+        raise SafetensorsError(
+            f"expected 'dtype' of tensor {name!r:.80} to be one of {', '.join(ITEM_SIZES)}, got"
+            f" {dtype!r:.60}"
+        )
+    for key, count in (("shape", None), ("data_offsets", 2)):
+        found = entry.get(key)
+        if (
+            not isinstance(found, list)
+            or not all(type(item) is int for item in found)
+            or count not in (None, len(found))
+        ):
+            raise SafetensorsError(
+                f"expected {key!r} of tensor {name!r:.80} to be a list of"
+                f" {'' if count is None else f'{count} '}whole numbers, got {found!r:.60}"
+            )
+    begin, end = entry["data_offsets"]
+    return dtype, tuple(entry["shape"]), (begin, end)
+
+
+def write(path: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file to ``path``: whole or not at all.
+
+    The same metadata and tensors always give the same bytes.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    offset = 0
+    for name, tensor in tensors.items():
+        end = offset + len(tensor.data)
+        header[name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # so that the tensors are aligned
+    write_whole(
+        path,
+        [len(encoded).to_bytes(8, "little"), encoded, *(t.data for t in tensors.values())],
+    )
+
+
+def write_whole(path: str, parts: Iterable[bytes | memoryview]) -> None:
+    """Write ``parts`` to a file that takes its name ``path`` only once it is safely on disk.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    temporary = f"{path}.{os.getpid()}.part"
+    try:
+        with open(temporary, "xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
