@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -18,7 +19,7 @@ from typing import Final
 
 import swiprctl
 from swiprctl.client import SYSTEM_SOCKET
-from swiprd.config import SETTINGS, Config, ConfigError, load_config
+from swiprd.config import SETTINGS, Config, ConfigError, load_config, usual_cache
 from swiprd.listen import ListenError, OwnSocket
 from swiprd.server import Server
 from swiprd.supervisor import Supervisor
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     notify_address = os.environ.pop("NOTIFY_SOCKET", None)  # not for the workers
     try:
         config = load_config(file=args.pop("config"), environment=os.environ, flags=args)
+        if config.cache_dir is None:
+            config = dataclasses.replace(config, cache_dir=usual_cache(os.environ))
         _log_to_stderr(config.log_level)
         inherited = listen_fds(os.environ)
         # From here to the event loop a signal waits: nothing that is bound may be left behind.

@@ -66,13 +66,14 @@ def build(name: str, shapes: Shapes) -> nn.Module:
     """Return the network ``name``, in evaluation mode, its larger tensors without memory.
 
     Args:
+        name: one of ``architecture_names()``.
         shapes: of the weights that it is meant for; what varies within an architecture, as the
             input's size, is taken from them.
 
     Raises:
         UnknownArchitectureError: there is no such architecture.
     """
-    with _WithoutMemory(), warnings.catch_warnings():
+    with WithoutMemory(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the way in which weights would be initialised
         return _make(name, shapes).eval()
 
@@ -84,7 +85,8 @@ def _make(name: str, shapes: Shapes) -> nn.Module:
 
     if name == RESNEXT101_32X4D:
         block = models.resnet.Bottleneck
-        return models.ResNet(block, [3, 4, 23, 3], groups=32, width_per_group=4)
+        resnext: nn.Module = models.ResNet(block, [3, 4, 23, 3], groups=32, width_per_group=4)
+        return resnext
     if name not in models.list_models(module=models):
         raise UnknownArchitectureError(
             f"no architecture {name!r:.80} is known, expected one of"
@@ -105,8 +107,13 @@ def input_side(network: nn.Module) -> int | None:
     return side if isinstance(side, int) else None
 
 
-class _WithoutMemory(TorchFunctionMode):
-    # Not torch.device("meta"), under which some architectures cannot compute their own widths.
+class WithoutMemory(TorchFunctionMode):
+    """Within it, layers are made without memory for their weights.
+
+    Not so under ``torch.device("meta")`` alone, where some architectures cannot compute their own
+    widths.
+    """
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.empty:
             kwargs = {**(kwargs or {}), "device": "meta"}
@@ -115,14 +122,16 @@ class _WithoutMemory(TorchFunctionMode):
 
 def last_layer(network: nn.Module) -> str:
     """Return the name of the layer that gives the outputs: a Linear, or a Conv2d of 1 x 1."""
-    return [n for n, m in network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    layers = (n for n, m in network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)))
+    name: str = list(layers)[-1]
+    return name
 
 
 def set_outputs(network: nn.Module, outputs: int, *, bias: bool) -> None:
     """Give the last layer another width."""
     name = last_layer(network)
     old = network.get_submodule(name)
-    with _WithoutMemory():
+    with WithoutMemory():
         if isinstance(old, nn.Conv2d):
             network.set_submodule(name, nn.Conv2d(old.in_channels, outputs, 1, bias=bias))
         elif isinstance(old, nn.Linear):

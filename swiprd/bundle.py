@@ -2,8 +2,8 @@
 
 The file is a safetensors file, so other tools can open it too. Its metadata carries one string,
 ``swipr``: the manifest, in JSON. The tensors are the weights, by their names in the architecture's
-state_dict, and the golden pictures, as encoded image files in U8 tensors named ``golden.0``,
-``golden.1``, …
+state_dict; the golden pictures, as encoded image files in U8 tensors named ``golden.0``,
+``golden.1``, …; and last ``checksum``, the SHA-256 of all bytes before it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from swiprd.safetensors import SafetensorsError, Tensor
 FORMAT: Final = 1
 METADATA_KEY: Final = "swipr"
 """Under which a safetensors file's metadata holds the manifest that makes it a bundle."""
+CHECKSUM: Final = "checksum"
+CHECKSUM_SIZE: Final = hashlib.sha256().digest_size
 
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ORIENTATIONS: Final = ("apply", "jpeg", "ignore")
@@ -163,11 +165,26 @@ def read_bundle(path: str) -> Bundle:
         metadata, tensors = safetensors.parse(content)
         manifest = _parse_manifest(metadata)
         _check_golden(manifest, tensors)
+        digest = _digest(content, tensors)
     except OSError as error:
         raise BundleError(f"cannot read the bundle {path}: {error.strerror}") from None
     except (BundleError, SafetensorsError) as error:
         raise BundleError(f"{path} is no bundle that can be served: {error}") from None
-    return Bundle(manifest, tensors, "sha256:" + hashlib.sha256(content).hexdigest())
+    del tensors[CHECKSUM]
+    return Bundle(manifest, tensors, digest)
+
+
+def _digest(content: bytearray, tensors: Mapping[str, Tensor]) -> str:
+    """Return the file's digest, its checksum looked at on the way."""
+    found = tensors.get(CHECKSUM)
+    if found is None or (found.dtype, found.shape) != ("U8", (CHECKSUM_SIZE,)):
+        raise BundleError("it has no checksum; make it again")
+    last = memoryview(content)[-CHECKSUM_SIZE:]
+    summed = hashlib.sha256(memoryview(content)[:-CHECKSUM_SIZE])
+    if found.data != last or summed.digest() != last:
+        raise BundleError("its checksum is wrong: it is damaged; copy or make it again")
+    summed.update(last)
+    return "sha256:" + summed.hexdigest()
 
 
 def write_bundle(path: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
@@ -179,7 +196,12 @@ def write_bundle(path: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -
         OSError: it cannot be written; nothing is left behind.
     """
     text = json.dumps({"format": FORMAT, **asdict(manifest)})
-    safetensors.write(path, {METADATA_KEY: text}, tensors)
+    checksum = Tensor("U8", (CHECKSUM_SIZE,), memoryview(bytes(CHECKSUM_SIZE)))
+    parts = safetensors.encode({METADATA_KEY: text}, {**tensors, CHECKSUM: checksum})
+    summed = hashlib.sha256()
+    for part in parts[:-1]:
+        summed.update(part)
+    safetensors.write_whole(path, [*parts[:-1], summed.digest()])
 
 
 # --- manifest ------------------------------------------------------------------------------------

@@ -117,20 +117,29 @@ def _look_at(path: str) -> None:
         )
     if first.startswith(ZIP):
         try:
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(member.file_size for member in archive.infolist())
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            _look_at_zip(path, size)
+        except CheckpointError:
+            raise
+        except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
             raise CheckpointError(f"it is cut off or damaged: {error}") from None
-        if unpacked > size:  # torch stores and never compresses
-            raise CheckpointError(
-                f"it unpacks to {unpacked} bytes, more than its own {size}; torch writes no such"
-                " file"
-            )
     elif not first.startswith(PICKLE):
         raise CheckpointError(
             f"expected a checkpoint of torch or safetensors, got a file that begins with"
             f" {first[:8]!r}"
         )
+
+
+def _look_at_zip(path: str, size: int) -> None:
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > size:  # torch stores and never compresses
+            raise CheckpointError(
+                f"it unpacks to {unpacked} bytes, more than its own {size}; torch writes no such"
+                " file"
+            )
+        damaged = archive.testzip()  # which torch does not look at
+    if damaged is not None:
+        raise CheckpointError(f"it is damaged: the checksum of {damaged!r:.80} is wrong")
 
 
 def _load(path: str) -> Any:

@@ -50,7 +50,7 @@ class Host:
 
     @property
     def computes_bf16(self) -> bool:
-        """Whether the processor multiplies bfloat16 by itself; where it does not, fp32 is faster."""
+        """Whether the processor multiplies bfloat16 by itself; otherwise fp32 is faster."""
         return any(feature.endswith("bf16") for feature in self.processor)
 
 
@@ -128,7 +128,9 @@ class FormCache:
         return sum(name.startswith(_prefix(digest)) for name in found - ours)
 
     def keep(self, library: str, digest: str, precision: str) -> Form:
-        """Copy ``library`` into the folder, which is there, as the form of a bundle, whole or not at all.
+        """Copy ``library`` into the folder as the form of a bundle: whole or not at all.
+
+        The folder is there; see ``prepare``.
 
         Raises:
             OSError: it cannot be written; a form that was there before is there still.

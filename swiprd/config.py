@@ -34,7 +34,7 @@ class Config:
         model: absolute path of the bundle to serve.
         precision: of the compiled form that is served where there are several; ``auto``: the
             fastest.
-        cache_dir: absolute path of the folder of compiled forms; None: there is none.
+        cache_dir: absolute path of the folder of compiled forms; None: see ``usual_cache``.
         socket: absolute path to listen at when systemd hands over no socket; None: the usual place.
         workers: worker processes, each with a model of its own.
         threads: threads that one worker computes with; 0: the processors there are, shared out.
@@ -164,8 +164,8 @@ SETTINGS: Final = (
     Setting(
         "precision",
         "auto",
-        "|".join(PRECISIONS),
-        "which compiled form to serve; auto: the fastest [{}]",
+        "P",
+        f"compiled form to serve: {'|'.join(PRECISIONS)} [{{}}]",
         _choice(PRECISIONS),
     ),
     Setting("cache_dir", None, "DIR", "where compiled forms are [the user's usual place]", _path),
@@ -223,13 +223,14 @@ def load_config(
         given = flags.get(setting.name)
         if given is not None:
             values[setting.name] = _checked(setting, given, setting.flag)
-    if values["cache_dir"] is None:
-        values["cache_dir"] = _usual_cache(environment)
     return Config(**values)
 
 
-def _usual_cache(environment: Mapping[str, str]) -> str | None:
-    """Return the folder that systemd made for the service, else the system's or the user's own."""
+def usual_cache(environment: Mapping[str, str]) -> str | None:
+    """Return where compiled forms are when nothing is set; None: nowhere.
+
+    It is the folder that systemd made for the service, else the system's or the user's own.
+    """
     ours = environment.get("CACHE_DIRECTORY", "").partition(":")[0]
     if ours:
         return ours

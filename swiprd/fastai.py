@@ -169,6 +169,7 @@ def read_head(
     a ReLU after each Linear but the last (0.7: ConvnetBuilder.get_fc_layers; 1 and 2: create_head).
 
     Args:
+        tensors: the head's, as in ``Learner``.
         features: channels of the body's last feature map.
         own_pool: whether the body ends with the pooling that the architecture has of its own.
 
@@ -177,8 +178,8 @@ def read_head(
     """
     fields: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        number, _, field = name.partition(".")
-        fields.setdefault(int(number), {})[field] = tensor
+        layer, _, field = name.partition(".")
+        fields.setdefault(int(layer), {})[field] = tensor
     kinds = {number: _kind(number, found) for number, found in sorted(fields.items())}
     last_linear = max((n for n, kind in kinds.items() if kind == "linear"), default=None)
     if last_linear is None:

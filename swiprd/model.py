@@ -133,9 +133,11 @@ def best_model(
     A compiled form that cannot be used costs one line in the log, and never the service.
 
     Args:
+        bundle: as it was read.
         forms: where compiled forms are; None: nowhere.
         precision: ``fp32`` or ``bf16``, or ``auto`` for whatever was compiled, bf16 first. Where
             there is no compiled form, torch computes in fp32.
+        max_pixels: of the largest picture that is decoded.
 
     Raises:
         BundleError: the bundle cannot be served at all.

@@ -12,6 +12,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from swiprd.architectures import (
     UnknownArchitectureError,
+    WithoutMemory,
     build,
     features,
     last_layer,
@@ -37,10 +38,13 @@ def build_network(bundle: Bundle) -> nn.Module:
     """Return the network of ``bundle`` for computing: float32, batch norms folded, channels last.
 
     Raises:
-        BundleError: the architecture is not known, or the weights are not its own.
+        BundleError: the architecture is not known, or the weights are not its own, or no numbers.
     """
     images = {golden.image for golden in bundle.manifest.golden}
     state = {name: to_torch(t) for name, t in bundle.tensors.items() if name not in images}
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise BundleError(f"the bundle's {name!r:.80} holds values that are not finite")
     network = assemble(bundle.manifest.architecture, bundle.manifest.head, state)
     with torch.no_grad():  # not inference_mode, whose tensors cannot be compiled
         _fold_norms(network)
@@ -70,14 +74,15 @@ def assemble(
     own = last_layer(network)
     weights = dict(state)
     if head is None:
-        if f"{own}.weight" in shapes and shapes[f"{own}.weight"]:
-            set_outputs(network, shapes[f"{own}.weight"][0], bias=f"{own}.bias" in shapes)
+        outputs = next(iter(shapes.get(f"{own}.weight", ())), 0)
+        if outputs > 0:
+            set_outputs(network, outputs, bias=f"{own}.bias" in shapes)
     elif head[0] in POOLS:
-        made = _head(head, shapes, own_pool=getattr(network, "avgpool", None))
+        made = _make_head(head, shapes, own_pool=getattr(network, "avgpool", None))
         network = nn.Sequential(OrderedDict([*features(network), ("head", made)]))
     else:
         child = own.partition(".")[0]
-        setattr(network, child, _head(head, shapes))
+        setattr(network, child, _make_head(head, shapes))
         weights = {_in_child(name, child): tensor for name, tensor in state.items()}
     _load(network, weights)
     return network.eval().requires_grad_(False)
@@ -87,13 +92,16 @@ def _in_child(name: str, child: str) -> str:
     return f"{child}.{name.removeprefix(HEAD)}" if name.startswith(HEAD) else name
 
 
-def _load(network: nn.Module, weights: dict[str, Tensor]) -> None:
+def _load(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    # Its own tensors first, for what torch hangs on them: the versions of the layers' names.
+    state = network.state_dict()
     # The counters of training steps may be left out: nothing that is computed here reads them.
-    for name in network.state_dict().keys() - weights.keys():
-        if name.endswith(".num_batches_tracked"):
-            weights[name] = torch.zeros((), dtype=torch.int64)
+    for name in state.keys() - weights.keys():
+        if not name.endswith(".num_batches_tracked"):
+            del state[name]
+    state.update(weights)
     try:
-        network.load_state_dict(weights, assign=True)
+        network.load_state_dict(state, assign=True)
     except RuntimeError as error:
         problem = " ".join(str(error).split())
         raise BundleError(f"the bundle's weights do not fit: {problem:.300}") from None
@@ -115,29 +123,30 @@ class AvgPool(nn.Module):
         return x.mean((2, 3))
 
 
-def _head(
+def _make_head(
     layers: tuple[str, ...],
     shapes: Mapping[str, torch.Size],
     *,
     own_pool: nn.Module | None = None,
 ) -> nn.Sequential:
     made: list[nn.Module] = []
-    for index, layer in enumerate(layers):
-        shape = shapes.get(f"{HEAD}{index}.weight") or (1, 1)
-        match layer:
-            case "own_pool":
-                made.append(own_pool or nn.Identity())
-            case "concat_pool":
-                made.append(ConcatPool())
-            case "avg_pool":
-                made.append(AvgPool())
-            case "batch_norm":
-                made.append(nn.BatchNorm1d(shape[0], device="meta"))
-            case "linear":
-                bias = f"{HEAD}{index}.bias" in shapes
-                made.append(nn.Linear(shape[-1], shape[0], bias=bias, device="meta"))
-            case "relu":
-                made.append(nn.ReLU())
+    with WithoutMemory():
+        for index, layer in enumerate(layers):
+            shape = shapes.get(f"{HEAD}{index}.weight") or (1, 1)
+            match layer:
+                case "own_pool":
+                    made.append(own_pool or nn.Identity())
+                case "concat_pool":
+                    made.append(ConcatPool())
+                case "avg_pool":
+                    made.append(AvgPool())
+                case "batch_norm":
+                    made.append(nn.BatchNorm1d(shape[0]))
+                case "linear":
+                    bias = f"{HEAD}{index}.bias" in shapes
+                    made.append(nn.Linear(shape[-1], shape[0], bias=bias))
+                case "relu":
+                    made.append(nn.ReLU())
     return nn.Sequential(*made)
 
 

@@ -20,4 +20,5 @@ def preprocess(image: Image.Image, rules: Preprocessing) -> Tensor:
     columns, rows = plan(*image.size, rules)
     pixels = resample(image, columns, rows, rules.resample)
     mean, std = torch.tensor(rules.mean), torch.tensor(rules.std)
-    return ((pixels / rules.scale - mean) / std).permute(2, 0, 1).unsqueeze(0)
+    normalised = (pixels / rules.scale - mean) / std
+    return normalised.contiguous().permute(2, 0, 1).unsqueeze(0)

@@ -7,6 +7,7 @@ same names; no two of them have the same shapes too.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ def recognise(tensors: Mapping[str, Tensor], *, architecture: str | None = None)
     """Return what the checkpoint with these tensors is.
 
     Args:
+        tensors: the weights by the names that their system gave them.
         architecture: the only one to look for; None: all that are known.
 
     Raises:
@@ -94,11 +96,14 @@ def check_together(found: Recognised, side: int) -> None:
     """Let a network without memory compute once: its parts may fit one by one, and not together.
 
     Args:
+        found: what ``recognise`` returned.
         side: of the input, in pixels.
 
     Raises:
         CheckpointError: they do not, or not with such an input.
     """
+    if found.classes < 1:
+        raise CheckpointError("its last layer has no outputs")
     try:
         weights = {
             name: tensor.to("meta", torch.float32 if tensor.is_floating_point() else None)
@@ -106,7 +111,7 @@ def check_together(found: Recognised, side: int) -> None:
         }
         network = assemble(found.architecture, found.head, weights).to("meta")
         outputs = network(torch.empty(1, 3, side, side, device="meta"))
-    except (BundleError, RuntimeError, ValueError) as error:
+    except (BundleError, RuntimeError, ValueError, AssertionError) as error:
         problem = " ".join(str(error).split())
         raise CheckpointError(
             f"it cannot compute with an input of {side} x {side} pixels: {problem:.200}"
@@ -179,15 +184,16 @@ def _recognise_whole(tensors: Mapping[str, Tensor], architecture: str | None) ->
         if not AUXILIARY.match(name)
     }
     shapes = _shapes(tensors)
-    for name in _candidates(architecture, lambda network: _shapes(network.state_dict()), shapes):
+    for name in _candidates(architecture, _whole_shapes, shapes):
         network = build(name, shapes)
         own = last_layer(network)
-        if _without(own, _shapes(network.state_dict())) == _without(own, shapes):
+        wanted = _whole_shapes(network)
+        if _without(own, wanted) == _without(own, shapes):
             last = shapes.get(f"{own}.weight", ())
             if len(last) >= 2:
                 return _whole(name, None, last[0], tensors, network)
         child = own.partition(".")[0]
-        if _without(child, _shapes(network.state_dict())) == _without(child, shapes):
+        if _without(child, wanted) == _without(child, shapes):
             linear = _only_linear(child, tensors)
             if linear is not None:
                 rest = {k: t for k, t in tensors.items() if not _is_below(child, k)}
@@ -198,6 +204,10 @@ def _recognise_whole(tensors: Mapping[str, Tensor], architecture: str | None) ->
         f"its weights are {_not(architecture)}: it begins with {_beginning(tensors)};"
         f" {_known(architecture)}"
     )
+
+
+def _whole_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return _shapes(network.state_dict())
 
 
 def _whole(
@@ -291,10 +301,16 @@ def _candidates(
     if architecture is not None:
         yield architecture
         return
-    for family in torchvision_families():
-        first = next(iter(shapes_of(build(family[0], shapes))), None)
+    for first, family in _first_names(shapes_of):
         if first in shapes:
             yield from family
+
+
+@functools.cache
+def _first_names(shapes_of: Callable[[nn.Module], Shapes]) -> list[tuple[str, list[str]]]:
+    return [
+        (next(iter(shapes_of(build(family[0], {})))), family) for family in torchvision_families()
+    ]
 
 
 def _beginning(tensors: Mapping[str, Tensor]) -> str:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from swiprd.geometry import Axis
 
-STRIP_BYTES: Final = 2**20
+STRIP_BYTES: Final = 2**19
 """Source pixels that are worked on at a time, in bytes; as floats four times that."""
 MAX_SCALED: Final = 2**25
 """Pixels of a scaled picture up to which pillow scales it whole."""
@@ -37,28 +37,31 @@ REACH: Final = 3
 
 
 def resample(image: Image.Image, columns: Axis, rows: Axis, filter: str) -> Tensor:
-    """Return what is kept of ``image``: float32, (rows, columns, 3), contiguous, from 0 to 255.
+    """Return what is kept of ``image``: float32, (rows, columns, 3), from 0 to 255.
 
     Args:
         image: mode RGB.
-        columns, rows: what is scaled, to what, and what is kept.
+        columns: what is scaled of the picture's width, to what, and what is kept.
+        rows: the same of its height.
         filter: one of ``swiprd.bundle.RESAMPLES``.
     """
     if filter in PILLOW:
         return _by_pillow(image, columns, rows, PILLOW[filter])
     down, across = _taps(columns, rows, filter)
     width = across.stop - across.first
-    scaled = torch.cat([strip.sum(_pixels(image, strip, across)) for strip in _strips(down, width)])
-    turned = scaled.view(len(down), -1, 3).transpose(0, 1).flatten(1)
-    return across.sum(turned).view(len(across), len(down), 3).transpose(0, 1).contiguous()
+    turned = torch.empty(width, len(down), 3)  # as it is when columns have become rows
+    done = 0
+    for strip in _strips(down, width):
+        part = strip.sum(_pixels(image, strip, across)).view(len(strip), width, 3)
+        turned[:, done : done + len(strip)] = part.transpose(0, 1)
+        done += len(strip)
+    return across.sum(turned.flatten(1)).view(len(across), len(down), 3).transpose(0, 1)
 
 
 # --- pillow --------------------------------------------------------------------------------------
 
 
-def _by_pillow(
-    image: Image.Image, columns: Axis, rows: Axis, filter: Image.Resampling
-) -> Tensor:
+def _by_pillow(image: Image.Image, columns: Axis, rows: Axis, filter: Image.Resampling) -> Tensor:
     part = image.crop((columns.begin, rows.begin, columns.end, rows.end))
     if columns.scaled * rows.scaled <= MAX_SCALED:
         scaled = part.resize((columns.scaled, rows.scaled), filter)
@@ -171,6 +174,8 @@ def taps(axis: Axis, filter: str, *, between: int = 0) -> Taps:
     """Return the taps that scale ``axis`` and keep what is kept of it.
 
     Args:
+        axis: of one side.
+        filter: ``area``, ``linear`` or ``grid``.
         between: with the filter ``grid``, the length to which areas are averaged first.
     """
     outputs = torch.arange(axis.start, axis.stop)

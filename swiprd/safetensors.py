@@ -19,7 +19,7 @@ ITEM_SIZES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1}
 
 
 class SafetensorsError(ValueError):
-    """The bytes are no safetensors file; the message is one line that goes on from a file's name."""
+    """The bytes are no safetensors file; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +140,10 @@ def _parse_entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[int
     return dtype, tuple(entry["shape"]), (begin, end)
 
 
-def write(path: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file to ``path``: whole or not at all.
+def encode(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
+    """Return the parts of a file, in order; the last ones are the tensors' own bytes.
 
     The same metadata and tensors always give the same bytes.
-
-    Raises:
-        OSError: it cannot be written; nothing is left behind.
     """
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
@@ -160,10 +157,8 @@ def write(path: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor])
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # so that the tensors are aligned
-    write_whole(
-        path,
-        [len(encoded).to_bytes(8, "little"), encoded, *(t.data for t in tensors.values())],
-    )
+    length = len(encoded).to_bytes(8, "little")
+    return [length, encoded, *(tensor.data for tensor in tensors.values())]
 
 
 def write_whole(path: str, parts: Iterable[bytes | memoryview]) -> None:

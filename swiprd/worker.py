@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from swiprctl import protocol
 from swiprctl.protocol import Line, Result, SwiprError
-from swiprd.bundle import BundleError, read_bundle
+from swiprd.bundle import Bundle, BundleError, read_bundle
 from swiprd.channel import receive
 from swiprd.files import read_image
 
@@ -88,13 +88,11 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
         from swiprd.compiled import FormCache, this_host
         from swiprd.model import best_model
 
+        _check_reply_fits(bundle)
         torch.set_num_threads(settings["threads"])
         folder = settings["cache_dir"]
         forms = None if folder is None else FormCache(folder, this_host())
-        model = best_model(
-            bundle, forms, settings["precision"], max_pixels=settings["max_pixels"]
-        )
-        _check_reply_fits(model)
+        model = best_model(bundle, forms, settings["precision"], max_pixels=settings["max_pixels"])
     except BundleError as error:
         raise SwiprError("unavailable", str(error)) from None
     except ModuleNotFoundError as error:
@@ -107,10 +105,18 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
     return model, settings["max_bytes"]
 
 
-def _check_reply_fits(model: Model) -> None:
-    # The longest id, and numbers with as many digits as there can be.
+def _check_reply_fits(bundle: Bundle) -> None:
+    # The longest id and engine, and numbers with as many digits as there can be.
     longest = -sys.float_info.min
-    result = _result(model, (longest,) * len(model.labels), longest)
+    labels = bundle.manifest.labels
+    result = Result(
+        scores=(longest,) * len(labels),
+        labels=labels,
+        model=bundle.digest,
+        engine="compiled",
+        precision="fp32",
+        ms=longest,
+    )
     size = len(protocol.encode_result("\0" * protocol.MAX_ID_BYTES, result))
     if size > protocol.MAX_LINE:
         raise BundleError(
@@ -146,11 +152,7 @@ def _answer(line: Line, model: Model, max_bytes: int) -> bytes:
     finally:
         os.close(fd)
     ms = round((time.perf_counter() - began) * 1000, 3)
-    return protocol.encode_result(id, _result(model, scores, ms))
-
-
-def _result(model: Model, scores: tuple[float, ...], ms: float) -> Result:
-    return Result(
+    result = Result(
         scores=scores,
         labels=model.labels,
         model=model.digest,
@@ -158,6 +160,7 @@ def _result(model: Model, scores: tuple[float, ...], ms: float) -> Result:
         precision=model.precision,
         ms=ms,
     )
+    return protocol.encode_result(id, result)
 
 
 if __name__ == "__main__":

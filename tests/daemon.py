@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -57,6 +58,8 @@ class Daemon:
                 [self.path if word == "SOCKET" else word for word in words],
                 stderr=log,
                 cwd=folder,
+                # Not what somebody compiled on this machine.
+                env={**os.environ, "SWIPRD_CACHE_DIR": str(folder / "cache")},
                 pass_fds=pass_fds,
             )
         self.pid = self.process.pid

@@ -21,20 +21,33 @@ from hypothesis import strategies as st
 
 from swiprd.bundle import (
     IMAGE_FORMATS,
-    ITEM_SIZES,
     BundleError,
     Golden,
     Manifest,
     Preprocessing,
-    Tensor,
     read_bundle,
     write_bundle,
 )
 from swiprd.config import DEFAULT_BUNDLE
+from swiprd.safetensors import ITEM_SIZES, Tensor
 from tests.tasks import PATIENCE, unprivileged
 
 PREPROCESSING = Preprocessing(
-    ("JPEG", "PNG"), "jpeg", True, "area", 256, 224, 255.0, (0.5, 0.25, -0.125), (1.0, -2.0, 0.5)
+    formats=("JPEG", "PNG"),
+    orientation="jpeg",
+    alpha="white",
+    deep="clip",
+    truncated=True,
+    jpeg_margin=1.5,
+    fit="square",
+    short_side=256,
+    rounding="round",
+    resample="bicubic",
+    crop=224,
+    crop_start="even",
+    scale=255.0,
+    mean=(0.5, 0.25, -0.125),
+    std=(1.0, -2.0, 0.5),
 )
 MANIFEST = Manifest(
     name="café",
@@ -139,10 +152,29 @@ def test_the_digest_is_that_of_the_bytes_of_the_file(folder: Path) -> None:
     path = written(folder)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert read_bundle(str(path)).digest == f"sha256:{digest}"
-    changed = bytearray(path.read_bytes())
-    changed[-1] ^= 1  # in a weight
-    path.write_bytes(changed)
+    write_bundle(str(path), dataclasses.replace(MANIFEST, name="other"), TENSORS)
     assert read_bundle(str(path)).digest != f"sha256:{digest}"
+
+
+@pytest.mark.parametrize("place", [-1, -32, -33, -40, 300, 8, 9])
+def test_a_changed_byte_anywhere_is_noticed(place: int, folder: Path) -> None:
+    """In a weight too, where nothing else would tell."""
+    path = written(folder)
+    changed = bytearray(path.read_bytes())
+    changed[place] ^= 1
+    path.write_bytes(changed)
+    assert "is no bundle that can be served" in refusal(path)
+
+
+def test_a_bundle_without_a_checksum_is_refused(folder: Path) -> None:
+    """Nothing would tell whether it is whole."""
+    path = written(folder)
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    del header["checksum"]
+    path.write_bytes(joined(json.dumps(header).encode(), content[end:-32]))
+    assert refusal(path).endswith("it has no checksum; make it again")
 
 
 def test_the_same_model_always_gives_the_same_bytes(folder: Path) -> None:
@@ -165,7 +197,7 @@ def test_a_bundle_is_what_the_safetensors_library_reads(folder: Path) -> None:
 
     path = written(folder)
     found = dict(safetensors.deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
-    assert found.keys() == TENSORS.keys()
+    assert found.keys() == TENSORS.keys() | {"checksum"}
     for name, tensor in TENSORS.items():
         assert found[name]["dtype"] == tensor.dtype
         assert tuple(found[name]["shape"]) == tensor.shape
@@ -342,7 +374,7 @@ FIELDS: dict[tuple[str, ...], list[Any]] = {
     ("name",): [1, ["a"]],
     ("architecture",): [1, {}],
     ("labels",): [[], ["a", "a", "b"], [1, 2, 3], ["a", None, "b"], "abc", {"a": 1}, ["a"]],
-    ("activation",): ["", "sigmoid", "Softmax", 1, ["softmax"]],
+    ("activation",): ["", "tanh", "Softmax", 1, ["softmax"]],
     ("preprocessing",): [[], "area", 1],
     ("golden",): [[], {}, [1], [[]], "golden.0"],
     ("source",): [1, {}],
@@ -350,7 +382,13 @@ FIELDS: dict[tuple[str, ...], list[Any]] = {
     ("preprocessing", "formats"): [[], ["PSD"], ["jpeg"], ["JPEG", 1], "JPEG", {"JPEG": 1}],
     ("preprocessing", "orientation"): ["", "rotate", 1, True],
     ("preprocessing", "truncated"): [0, 1, "true", []],
-    ("preprocessing", "resample"): ["bilinear", 3],
+    ("preprocessing", "alpha"): ["", "grey", 0],
+    ("preprocessing", "deep"): ["", "low_byte", 16],
+    ("preprocessing", "jpeg_margin"): [0.5, -1, 4097, "2", True, float("inf"), 10**400],
+    ("preprocessing", "fit"): ["", "long_side", 1],
+    ("preprocessing", "rounding"): ["", "ceil", None, 1],
+    ("preprocessing", "crop_start"): ["", "floor", 0],
+    ("preprocessing", "resample"): ["trilinear", 3],
     ("preprocessing", "short_side"): [0, -1, 223, 4097, 10**400, 256.0, "256", True],
     ("preprocessing", "crop"): [0, -1, 257, 10**400, 1.5, "1", False],
     ("preprocessing", "scale"): [0, 0.0, -0.0, float("inf"), float("nan"), "1", True, 10**400],

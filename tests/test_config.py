@@ -15,7 +15,7 @@ import pytest
 
 import swiprctl
 import swiprd.config
-from swiprd.config import SETTINGS, Config, ConfigError, Setting, load_config
+from swiprd.config import SETTINGS, Config, ConfigError, Setting, load_config, usual_cache
 from tests.daemon import SWIPRD
 from tests.tasks import unprivileged
 
@@ -26,6 +26,8 @@ NAMES = list(BY_NAME)
 
 EXPECTED = {
     "model": "an absolute path",
+    "precision": "one of auto, fp32, bf16",
+    "cache_dir": "an absolute path",
     "socket": "an absolute path",
     "workers": "a whole number from 1 to 64",
     "threads": "a whole number from 0 to 256",
@@ -45,6 +47,8 @@ WHOLE = (2, 3, 4)
 BROKEN = (2.5, 3.5, 4.5)
 LADDER: dict[str, tuple[Any, Any, Any]] = {
     "model": PATHS,
+    "precision": ("fp32", "bf16", "fp32"),
+    "cache_dir": PATHS,
     "socket": PATHS,
     "workers": WHOLE,
     "threads": WHOLE,
@@ -77,6 +81,8 @@ BAD_INTEGERS = [*BAD_NUMBERS, "2.0", "1e1"]
 BAD_LEVELS = ["", "INFO", "information", "info ", "20"]
 BAD_TEXTS = {
     "model": BAD_PATHS,
+    "precision": ["", "FP32", "fp16", "32"],
+    "cache_dir": BAD_PATHS,
     "socket": [*BAD_PATHS, "/" + "x" * 107, "/" + "é" * 54],
     "workers": BAD_INTEGERS,
     "threads": BAD_INTEGERS,
@@ -97,7 +103,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     name: [*BAD_TYPES, *([2.0, 2.5] if type(setting.default) is int else [])]
     for name, setting in BY_NAME.items()
 }
-for name in ("model", "socket", "log_level"):
+for name in ("model", "precision", "cache_dir", "socket", "log_level"):
     BAD_VALUES[name] += [1, 1.5, "/with\0nul"]
 VALUE_CASES = [(name, value) for name, values in BAD_VALUES.items() for value in values]
 
@@ -139,7 +145,7 @@ def expected_of(name: str, value: Any) -> str:
 def test_the_tables_of_this_file_name_every_setting() -> None:
     """No setting is without a ladder, an expectation and bad values here."""
     assert NAMES == list(EXPECTED) == list(LADDER) == list(BAD_TEXTS) == list(BAD_VALUES)
-    assert {"model", "socket", "log_level", *LIMITS} == set(NAMES)
+    assert {"model", "precision", "cache_dir", "socket", "log_level", *LIMITS} == set(NAMES)
 
 
 # --- where values come from ----------------------------------------------------------------------
@@ -190,6 +196,27 @@ def test_other_variables_and_flags_are_passed_over() -> None:
     """The environment holds much that is not ours."""
     environment = {"PATH": "/bin", "SWIPR_WORKERS": "9", "WORKERS": "9", "swiprd_workers": "9"}
     assert load(environment=environment, flags={"verbose": "9"}) == load()
+
+
+@pytest.mark.parametrize(
+    ("environment", "user", "folder"),
+    [
+        ({"CACHE_DIRECTORY": "/var/cache/x:/y", "HOME": "/home/a"}, 1000, "/var/cache/x"),
+        ({"CACHE_DIRECTORY": "/var/cache/x"}, 0, "/var/cache/x"),
+        ({"HOME": "/root", "XDG_CACHE_HOME": "/elsewhere"}, 0, "/var/cache/swipr"),
+        ({"HOME": "/home/a", "XDG_CACHE_HOME": "/elsewhere"}, 1000, "/elsewhere/swipr"),
+        ({"HOME": "/home/a", "XDG_CACHE_HOME": "relative"}, 1000, "/home/a/.cache/swipr"),
+        ({"HOME": "/home/a"}, 1000, "/home/a/.cache/swipr"),
+        ({"HOME": "relative"}, 1000, None),
+        ({}, 1000, None),
+    ],
+)
+def test_compiled_forms_have_a_usual_place(
+    environment: dict[str, str], user: int, folder: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that systemd made for the service, root's, or the user's own."""
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    assert usual_cache(environment) == folder
 
 
 def test_an_unknown_variable_under_our_prefix_is_refused() -> None:
@@ -430,12 +457,12 @@ def swiprd_command(
 
 
 @pytest.mark.parametrize("columns", ["40", "80", "200"])
-def test_the_help_fits_a_terminal_of_24_lines_of_80_columns(columns: str) -> None:
+def test_the_help_fits_80_columns_with_one_line_for_each_setting(columns: str) -> None:
     """It names every setting, on stdout, whatever the size of the terminal that asks."""
     done = swiprd_command("--help", environment={"COLUMNS": columns})
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert len(lines) <= 24
+    assert len(lines) == len(SETTINGS) + 12
     assert max(map(len, lines)) <= 80
     for setting in SETTINGS:
         assert f"  {setting.flag} {setting.metavar} " in done.stdout

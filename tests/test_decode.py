@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 from swiprctl import SwiprError
-from swiprd.bundle import IMAGE_FORMATS, Preprocessing
+from swiprd.bundle import IMAGE_FORMATS
 from swiprd.decode import decode
+from swiprd.fastai import FASTAI_0_7
 from tests.daemon import CHELSEA
 
-RULES = Preprocessing(
-    IMAGE_FORMATS, "apply", False, "area", 224, 224, 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+RULES = dataclasses.replace(
+    FASTAI_0_7, formats=IMAGE_FORMATS, orientation="apply", truncated=False, scale=1.0
 )
 LIMIT = 1_000_000
 
@@ -121,6 +122,81 @@ KEYED: list[tuple[str, Image.Image, Any]] = [
     *(("GIF", PALETTE, 3), ("PNG", GRAY, 100), ("PNG", COLOUR, (0, 0, 0))),
     ("PNG", BLACK_AND_WHITE, 1),
 ]
+
+
+@pytest.mark.parametrize(("alpha", "ground"), [("white", 255), ("black", 0)])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_alpha_shows_the_ground_where_the_rules_say_so(alpha: str, ground: int, mode: str) -> None:
+    """What is transparent becomes the ground, what is opaque stays, and the rest is between."""
+    veil = Image.new("L", COLOUR.size, 0)
+    veil.paste(255, (0, 0, 45, 60))
+    picture = COLOUR.copy()
+    picture.putalpha(veil)
+    if mode == "P":
+        got = pixels(saved(picture.quantize(16), "PNG"), alpha=alpha)
+    else:
+        got = pixels(saved(picture.convert(mode), "PNG"), alpha=alpha)
+    assert got.getpixel((80, 30)) == (ground,) * 3
+    if mode == "RGBA":
+        assert got.getpixel((10, 30)) == COLOUR.getpixel((10, 30))
+    half = Image.new("RGBA", (3, 3), (100, 0, 0, 128))
+    red, green, _ = pixels(saved(half, "PNG"), alpha=alpha).getpixel((1, 1))  # type: ignore[misc]
+    assert abs(red - (100 + ground) / 2) <= 2
+    assert abs(green - ground / 2) <= 2
+
+
+def test_without_alpha_the_ground_changes_nothing() -> None:
+    """An opaque picture is the same with every rule."""
+    data = saved(COLOUR, "PNG")
+    for alpha in ("drop", "white", "black"):
+        assert_same(pixels(data, alpha=alpha), COLOUR)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_deep_samples_are_clipped_where_the_rules_say_so(mode: str) -> None:
+    """As pillow does it by itself, and so fast.ai 1 and 2 and torchvision."""
+    deep = Image.new("I", (4, 1))
+    for x, value in enumerate((0, 200, 300, 40_000)):
+        deep.putpixel((x, 0), value)
+    format = "PNG" if mode == "I;16" else "TIFF"
+    picture = deep if mode == "I" else deep.convert(mode)
+    got = pixels(saved(picture, format), deep="clip")
+    assert list(got.convert("L").tobytes()) == [0, 200, 255, 255]
+
+
+# --- scaled while decoded ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("margin", "size"), [(0, (1600, 1200)), (1, (400, 300)), (1.5, (800, 600)), (5, (1600, 1200))]
+)
+def test_a_jpeg_is_decoded_smaller_as_far_as_the_margin_lets_it(
+    margin: float, size: tuple[int, int]
+) -> None:
+    """By halves, and never below so many times the size that is wanted; 0 is never."""
+    picture = COLOUR.resize((1600, 1200))
+    got = pixels(saved(picture, "JPEG"), max_pixels=2_000_000, jpeg_margin=float(margin))
+    assert got.size == size
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP", "TIFF"])
+def test_the_margin_changes_no_other_format(format: str) -> None:
+    """Their decoders cannot scale."""
+    data = saved(COLOUR.resize((1600, 1200)), format)
+    assert pixels(data, max_pixels=2_000_000, jpeg_margin=1.0).size == (1600, 1200)
+
+
+def test_a_jpeg_that_is_decoded_smaller_shows_the_same_picture() -> None:
+    """Its pixels are means of the ones that it would have had."""
+    picture = COLOUR.resize((1600, 1200), Image.Resampling.BICUBIC)
+    small = pixels(saved(picture, "JPEG"), max_pixels=2_000_000, jpeg_margin=1.0)
+    assert_same(small, picture.resize((400, 300), Image.Resampling.BOX), 8)
+
+
+def test_a_gray_or_turned_jpeg_may_be_decoded_smaller_too() -> None:
+    """Mode and orientation come out as ever."""
+    data = saved(GRAY.resize((1200, 1600)), "JPEG", exif=orientation(6))
+    assert pixels(data, max_pixels=2_000_000, jpeg_margin=1.0).size == (400, 300)
 
 
 def test_a_colour_that_counts_as_transparent_keeps_its_colour() -> None:
@@ -248,11 +324,12 @@ HUGE: list[tuple[Callable[[int, int], bytes], int, int]] = [
     (webp, 16383, 16383),
 ]
 COST = """
-import resource, sys, time
+import dataclasses, resource, sys, time
 from swiprctl import SwiprError
-from swiprd.bundle import IMAGE_FORMATS, Preprocessing
+from swiprd.bundle import IMAGE_FORMATS
 from swiprd.decode import decode
-rules = Preprocessing(IMAGE_FORMATS, "apply", False, "area", 1, 1, 1.0, (0, 0, 0), (1, 1, 1))
+from swiprd.fastai import FASTAI_0_7
+rules = dataclasses.replace(FASTAI_0_7, formats=IMAGE_FORMATS, truncated=False)
 max_pixels, memory = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 def peak():  # not getrusage, whose peak may be that of the process that started this one

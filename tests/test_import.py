@@ -1,57 +1,48 @@
-"""swiprd import, show and verify: a fast.ai 0.7 checkpoint becomes a bundle that is served."""
+"""The commands import, show and verify: a checkpoint becomes a bundle that is served."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import json
-import lzma
 import os
-import pickle
-import random
 import subprocess
 import sys
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torchvision import models
 
 from swiprd.bundle import read_bundle, write_bundle
-from swiprd.checkpoint import CheckpointError, read_checkpoint
-from swiprd.fastai import recognise
-from swiprd.model import Model
-from swiprd.network import RESNETS
+from swiprd.commands import run_command
+from tests import checkpoints
+from tests.checkpoints import FASTAI, expected
 from tests.conftest import StartDaemon
-from tests.daemon import code_of
 
-FASTAI = Path(__file__).parent / "fastai"
-EXPECTED: dict[str, Any] = json.loads((FASTAI / "expected.json").read_text())["images"]
-PICTURES = [name for name in EXPECTED if (FASTAI / name).exists()]
-SCORED = [name for name in PICTURES if EXPECTED[name]["status"] == "ok"]
+SCORED = [name for name, found in expected("0.7").items() if found["status"] == "ok"]
+SMALL = "shufflenet_v2_x0_5"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def swiprd(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def swiprd(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-P", "-m", "swiprd", *map(str, words)],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
-        cwd=cwd,
+        env={**os.environ, "SWIPRD_CACHE_DIR": "/nonexistent"},
     )
 
 
 @pytest.fixture(scope="module")
 def compact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint, unpacked."""
+    """The checkpoint that fast.ai 0.7 wrote."""
     path = tmp_path_factory.mktemp("compact") / "compact.h5"
-    path.write_bytes(lzma.decompress((FASTAI / "compact.h5.xz").read_bytes()))
+    path.write_bytes(checkpoints.unpacked())
     return path
 
 
@@ -61,42 +52,36 @@ def imported(compact: Path) -> Path:
     bundle = compact.parent / "compact.safetensors"
     done = swiprd("import", compact, "-o", bundle, "--labels", "NO,YES")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert "fast.ai 0.7, resnext50_32x4d, head concat_pool batch_norm linear relu" in done.stderr
-    assert "2 classes: NO, YES" in done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0] == (
+        "swiprd import: found: fast.ai 0.7, resnext50_32x4d, head concat_pool batch_norm linear"
+        " relu batch_norm linear, 2 classes"
+    )
+    assert lines[1] == "swiprd import: labels NO, YES; activation softmax"
+    assert lines[2].startswith("swiprd import: pictures: short_side to 224 by area, crop 224, EXIF")
+    assert lines[3] == f"swiprd import: wrote {bundle}, {read_bundle(str(bundle)).digest}"
     return bundle
 
 
 @pytest.fixture(scope="module")
-def model(imported: Path) -> Model:
-    return Model(read_bundle(str(imported)), max_pixels=10**7)
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of torchvision's that is quick to import."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("small") / "small.pth"
+    torch.save(models.get_model(SMALL, num_classes=3).state_dict(), path)
+    return path
 
 
-# --- right to the last digit ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", SCORED)
-def test_the_scores_are_fastais(model: Model, name: str) -> None:
-    """For each picture that fast.ai scored; CMYK is converted a little otherwise."""
-    no, yes = model.compute((FASTAI / name).read_bytes())
-    within = 0.02 if "cmyk" in name else 1e-4
-    assert yes == pytest.approx(EXPECTED[name]["p_yes"], abs=within)
-    assert no + yes == pytest.approx(1, abs=1e-6)
-
-
-@pytest.mark.parametrize("name", sorted(set(PICTURES) - set(SCORED)))
-def test_what_fastai_could_not_read_is_no_image(model: Model, name: str) -> None:
-    """It gets an error, not a score."""
-    assert code_of(lambda: model.compute((FASTAI / name).read_bytes())) == "not_an_image"
+# --- import --------------------------------------------------------------------------------------
 
 
 def test_the_bundle_is_served(imported: Path, start_daemon: StartDaemon) -> None:
-    """The daemon loads it, checks its golden answers, and gives the same digits."""
+    """The daemon loads it, checks its golden answers, and gives fast.ai's scores."""
     daemon = start_daemon("--model", str(imported))
-    name = SCORED[0]
     with daemon.client(timeout=60) as client:
-        result = client.compute(FASTAI / name)
+        result = client.compute(FASTAI / SCORED[0])
     assert result.labels == ("NO", "YES")
-    assert result.scores[1] == pytest.approx(EXPECTED[name]["p_yes"], abs=1e-4)
+    assert result.scores[1] == pytest.approx(expected("0.7")[SCORED[0]]["p_yes"], abs=1e-4)
 
 
 def test_check_prints_the_tuples(compact: Path, folder: Path) -> None:
@@ -106,213 +91,10 @@ def test_check_prints_the_tuples(compact: Path, folder: Path) -> None:
     assert done.returncode == 1
     scores, path = done.stdout.split("  ")
     assert path == f"{good}\n"
-    assert float(scores.split(",")[1]) == pytest.approx(EXPECTED[SCORED[0]]["p_yes"], abs=1e-4)
+    wanted = expected("0.7")[SCORED[0]]["p_yes"]
+    assert float(scores.split(",")[1]) == pytest.approx(wanted, abs=1e-4)
     assert f"{bad}: expected a picture" in done.stderr
-    assert "2 classes: 0, 1" in done.stderr
-
-
-# --- show ----------------------------------------------------------------------------------------
-
-
-def test_show_tells_what_the_bundle_holds(imported: Path) -> None:
-    """Manifest, digest, size and parameters, for people and as JSON."""
-    done = swiprd("show", imported)
-    table = dict(row.split(maxsplit=1) for row in done.stdout.splitlines())
-    assert table["architecture"] == "resnext50_32x4d"
-    assert table["labels"] == "NO YES"
-    found = json.loads(swiprd("show", "--json", imported).stdout)
-    assert found["digest"] == table["digest"] == read_bundle(str(imported)).digest
-    assert found["bytes"] == imported.stat().st_size
-    # torchvision's resnext50_32x4d without its last layer, and the head: 4096·2, 4096·512+512,
-    # 512·2, 512·2+2.
-    assert found["parameters"] == 22_979_904 + 8192 + 2_097_664 + 1024 + 1026
-
-
-# --- verify --------------------------------------------------------------------------------------
-
-
-def test_verify_tells_whether_the_golden_answers_come_out(imported: Path, folder: Path) -> None:
-    """One line for the engine; another answer is a failure that says what was got and expected."""
-    done = swiprd("verify", imported)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "eager fp32: 2 of 2 golden answers\n"
-    bundle = read_bundle(str(imported))
-    first, second = bundle.manifest.golden
-    wrong = dataclasses.replace(first, scores=first.scores[::-1])
-    manifest = dataclasses.replace(bundle.manifest, golden=(wrong, second))
-    write_bundle(str(folder / "wrong"), manifest, bundle.tensors)
-    done = swiprd("verify", folder / "wrong")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("swiprd verify: golden picture 0 scores ")
-
-
-# --- layouts -------------------------------------------------------------------------------------
-
-
-def zipped(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    torch.save(tensors, path)
-
-
-def streamed(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    torch.save(tensors, path, _use_new_zipfile_serialization=False)
-
-
-def prefixed(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    zipped({f"module.{name}": tensor for name, tensor in tensors.items()}, path)
-
-
-def wrapped(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    torch.save({"model": tensors, "opt": None}, path)
-
-
-def counted(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    norms = [name for name in tensors if name.endswith("running_mean")]
-    counters = {
-        name.replace("running_mean", "num_batches_tracked"): torch.tensor(7) for name in norms
-    }
-    zipped(tensors | counters, path)
-
-
-@pytest.mark.parametrize("save", [zipped, streamed, prefixed, wrapped, counted])
-def test_every_layout_gives_the_same_weights(
-    compact: Path, folder: Path, save: Callable[[dict[str, torch.Tensor], Path], None]
-) -> None:
-    """However torch wrote the file, the same names lead to the same bytes."""
-    tensors = read_checkpoint(str(compact))
-    save(tensors, folder / "c")
-    found = recognise(read_checkpoint(str(folder / "c")))
-    wanted = recognise(tensors)
-    assert (found.architecture, found.head, found.classes) == ("resnext50_32x4d", wanted.head, 2)
-    same = {
-        name: tensor
-        for name, tensor in found.tensors.items()
-        if not name.endswith(".num_batches_tracked")
-    }
-    assert same.keys() == wanted.tensors.keys()
-    assert all(torch.equal(tensor, same[name]) for name, tensor in wanted.tensors.items())
-
-
-@pytest.mark.parametrize("architecture", [name for name in RESNETS if name.startswith("resnet")])
-def test_resnets_are_recognised(architecture: str) -> None:
-    """Their blocks keep torchvision's names below the layer's and the block's number."""
-    import torchvision
-
-    theirs = torchvision.models.get_model(architecture).state_dict()
-    tensors = OrderedDict[str, torch.Tensor]()
-    for name, tensor in theirs.items():
-        top, _, rest = name.partition(".")
-        if top.startswith("layer"):
-            tensors[f"{int(top[5:]) + 3}.{rest}"] = tensor
-        elif top != "fc":
-            tensors[f"{0 if top == 'conv1' else 1}.{rest}"] = tensor
-    features = 2 * theirs["fc.weight"].shape[1]
-    tensors["11.weight"] = torch.zeros(3, features)
-    found = recognise(tensors)
-    assert (found.architecture, found.head, found.classes) == (
-        architecture,
-        ("concat_pool", "linear"),
-        3,
-    )
-    assert found.tensors.keys() - {"head.1.weight"} == theirs.keys() - {"fc.weight", "fc.bias"}
-
-
-# --- what is refused -----------------------------------------------------------------------------
-
-
-class Evil:
-    """Runs code where it is unpickled without care."""
-
-    def __reduce__(self) -> Any:
-        return (os.mkdir, ("was-here",))
-
-
-def evil(path: Path) -> None:
-    path.write_bytes(pickle.dumps({"0.weight": Evil()}, protocol=2))
-
-
-def evil_zip(path: Path) -> None:
-    torch.save({"0.weight": Evil()}, path)
-
-
-def bomb(path: Path) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(10**8))
-
-
-def head_alone(path: Path) -> None:
-    torch.save({"0.weight": torch.ones(4096), "2.weight": torch.ones(2, 4096)}, path)
-
-
-def not_finite(path: Path) -> None:
-    torch.save({"0.weight": torch.tensor([1.0, float("nan")])}, path)
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda path: path.write_bytes(b""), "the file is empty"),
-        (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), "an HDF5 file"),
-        (lambda path: path.write_bytes(b"hello"), "got a file that begins with b'hello'"),
-        (lambda path: path.write_bytes(b"PK\3\4 no zip"), "cannot be read as a checkpoint"),
-        (lambda path: path.mkdir(), "Is a directory"),
-        (lambda path: None, "No such file or directory"),
-        (lambda path: torch.save([1, 2], path), "expected named tensors, got list"),
-        (lambda path: torch.save({"a": 1}, path), "expected named tensors, got int at 'a'"),
-        (lambda path: torch.save({"fc.weight": torch.ones(1)}, path), "got fc.weight"),
-        (evil, "save the weights alone"),
-        (evil_zip, "save the weights alone"),
-        (bomb, "it unpacks to 100000000 bytes"),
-        (head_alone, "set learn.precompute = False"),
-        (not_finite, "'0.weight' holds values that are not finite"),
-    ],
-)
-def test_what_is_no_checkpoint_is_told_on_one_line(
-    make: Callable[[Path], object], words: str, folder: Path
-) -> None:
-    """What was found, and what to do; no code is run and no file is written."""
-    source, target = folder / "c.h5", folder / "b.safetensors"
-    make(source)
-    done = swiprd("import", source, "-o", target, cwd=folder)
-    assert (done.returncode, done.stdout) == (1, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"swiprd import: {source}: ")
-    assert words in line
-    assert {path.name for path in folder.iterdir()} <= {"c.h5"}
-
-
-def test_damage_is_told_and_never_raises_anything_else(compact: Path, folder: Path) -> None:
-    """Cut off or with bytes flipped: a checkpoint, if it still is one, or one clear line."""
-    whole = compact.read_bytes()
-    chance = random.Random(7)  # noqa: S311
-    refused = []
-    for number in range(40):
-        data = bytearray(whole[: chance.randrange(200_000)] if number % 2 else whole[:-1])
-        for _ in range(5):
-            data[chance.randrange(min(len(data), 30_000))] ^= 1 << chance.randrange(8)
-        (folder / "c").write_bytes(data)
-        try:
-            recognise(read_checkpoint(str(folder / "c")))
-        except CheckpointError as error:
-            refused.append(str(error))
-    assert len(refused) >= 20
-    assert [message for message in refused if "\n" in message] == []
-
-
-@pytest.mark.parametrize("labels", ["NO", "NO,YES,MAYBE", "NO,NO", "NO,", ""])
-def test_labels_that_do_not_fit_are_refused(compact: Path, folder: Path, labels: str) -> None:
-    """There must be as many as classes, all different."""
-    done = swiprd("import", compact, "-o", folder / "b", "--labels", labels)
-    assert done.returncode == 1
-    assert "expected 2 different labels" in done.stderr
-    assert list(folder.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_written_to_is_told(compact: Path, folder: Path) -> None:
-    """No traceback, and no part of a file."""
-    done = swiprd("import", compact, "-o", folder / "none" / "b")
-    assert done.returncode == 1
-    assert "No such file or directory" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "labels 0, 1;" in done.stderr
 
 
 def test_golden_answers_come_from_pictures_in_the_bundle(imported: Path) -> None:
@@ -321,3 +103,150 @@ def test_golden_answers_come_from_pictures_in_the_bundle(imported: Path) -> None
     first, second = bundle.manifest.golden
     assert first.scores != second.scores
     assert io.BytesIO(bundle.tensors[first.image].data).read(4) == b"\x89PNG"
+
+
+FLAGS: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "nothing": ([], {"short_side": 256, "crop": 224, "fit": "short_side", "resample": "bilinear"}),
+    "size": (["--size", "112"], {"short_side": 128, "crop": 112}),
+    "short side": (["--size", "64", "--short-side", "80"], {"short_side": 80, "crop": 64}),
+    "squish": (["--fit", "squish"], {"fit": "squish", "short_side": 224, "crop": 224}),
+    "square": (["--fit", "square", "--size", "96"], {"fit": "square", "short_side": 96}),
+    "filter": (["--resample", "area"], {"resample": "area"}),
+    "orientation": (["--orientation", "apply"], {"orientation": "apply"}),
+    "mean, std": (
+        ["--mean", "0,0,0.5", "--std", "1,1,2"],
+        {"mean": (0.0, 0.0, 0.5), "std": (1.0, 1.0, 2.0)},
+    ),
+    "margin": (["--jpeg-margin", "2"], {"jpeg_margin": 2.0}),
+}
+
+
+@pytest.mark.parametrize("kind", FLAGS)
+def test_what_is_not_in_the_file_can_be_said(kind: str, small: Path, folder: Path) -> None:
+    """Left out, it is what torchvision does."""
+    flags, wanted = FLAGS[kind]
+    assert run_command(["import", str(small), "-o", str(folder / "b"), *flags], {}) == 0
+    rules = dataclasses.asdict(read_bundle(str(folder / "b")).manifest.preprocessing)
+    assert {key: rules[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+def test_the_activation_can_be_said(
+    activation: str, small: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of several labels, each for itself, or numbers as they are."""
+    picture = FASTAI / SCORED[0]
+    words = ["import", str(small), "-o", str(folder / "b"), "--activation", activation]
+    assert run_command([*words, "--check", str(picture)], {}) == 0
+    scores = [float(score) for score in capsys.readouterr().out.split("  ")[0].split(",")]
+    assert read_bundle(str(folder / "b")).manifest.activation == activation
+    assert len(scores) == 3
+    assert (abs(sum(scores) - 1) < 1e-5) == (activation == "softmax")
+    assert all(0 < score < 1 for score in scores) == (activation != "none")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--labels", "A,B"], "expected 3 different labels, as the checkpoint has classes"),
+        (["--labels", "A,B,C,D"], "expected 3 different labels"),
+        (["--labels", "A,B,B"], "expected 3 different labels"),
+        (["--labels", "A,B,"], "expected 3 different labels"),
+        (["--labels", ""], "expected 3 different labels"),
+        (["--short-side", "100"], "expected --short-side to be at least the input's side, 224"),
+        (["--arch", "resnet18"], "not those of resnet18: it begins with conv1.0.weight (24, 3, 3"),
+        (["--arch", "resnet19"], "no architecture 'resnet19' is known, expected one of alexnet"),
+    ],
+    ids=" ".join,
+)
+def test_what_does_not_fit_the_file_is_refused(
+    flags: Any, words: str, small: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On one line that names the file, and nothing is written."""
+    assert run_command(["import", str(small), "-o", str(folder / "b"), *flags], {}) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"swiprd import: {small}: ")
+    assert words in line
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--size", "0"],
+        ["--size", "4097"],
+        ["--size", "2.5"],
+        ["--mean", "1,2"],
+        ["--mean", "a,b,c"],
+        ["--std", "1,0,1"],
+        ["--std", "nan,1,1"],
+        ["--fit", "long"],
+        ["--resample", "cubic"],
+        ["--activation", "tanh"],
+        ["--jpeg-margin", "0.5"],
+        ["--jpeg-margin", "inf"],
+        ["--lables", "A,B,C"],
+    ],
+    ids=" ".join,
+)
+def test_a_flag_that_is_wrong_in_itself_is_wrong_usage(
+    flags: list[str], small: Path, folder: Path
+) -> None:
+    """Before any file is read."""
+    with pytest.raises(SystemExit) as caught:
+        run_command(["import", str(small), "-o", str(folder / "b"), *flags], {})
+    assert caught.value.code == 2
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(small: Path, folder: Path) -> None:
+    """No traceback, and no part of a file."""
+    done = swiprd("import", small, "-o", folder / "none" / "b")
+    assert done.returncode == 1
+    assert "No such file or directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bundle_that_was_there_before_stays_when_the_import_fails(
+    small: Path, folder: Path
+) -> None:
+    """It is replaced at the end, or not at all."""
+    (folder / "b").write_text("old")
+    assert run_command(["import", str(small), "-o", str(folder / "b"), "--labels", "A"], {}) == 1
+    assert (folder / "b").read_text() == "old"
+    assert run_command(["import", str(small), "-o", str(folder / "b")], {}) == 0
+    assert read_bundle(str(folder / "b")).manifest.architecture == SMALL
+
+
+# --- show and verify -----------------------------------------------------------------------------
+
+
+def test_show_tells_what_the_bundle_holds(imported: Path) -> None:
+    """Manifest, digest, size and parameters, for people and as JSON."""
+    done = swiprd("show", imported)
+    table = dict(row.split(maxsplit=1) for row in done.stdout.splitlines())
+    assert table["architecture"] == "resnext50_32x4d"
+    assert table["labels"] == "NO YES"
+    assert table["compiled"] == "fp32 -, bf16 -"
+    found = json.loads(swiprd("show", "--json", imported).stdout)
+    assert found["digest"] == table["digest"] == read_bundle(str(imported)).digest
+    assert found["bytes"] == imported.stat().st_size
+    assert found["preprocessing"]["resample"] == "area"
+    assert found["compiled"] == {"fp32": None, "bf16": None}
+    # torchvision's resnext50_32x4d without its last layer, and the head: 4096·2, 4096·512+512,
+    # 512·2, 512·2+2.
+    assert found["parameters"] == 22_979_904 + 8192 + 2_097_664 + 1024 + 1026
+
+
+def test_verify_tells_whether_the_golden_answers_come_out(imported: Path, folder: Path) -> None:
+    """One line for the engine; another answer is a failure that says what was got and expected."""
+    done = swiprd("verify", imported)
+    assert (done.returncode, done.stdout) == (0, "eager fp32: 2 of 2 golden answers\n")
+    bundle = read_bundle(str(imported))
+    golden = tuple(dataclasses.replace(g, scores=(0.5, 0.5)) for g in bundle.manifest.golden)
+    wrong = folder / "wrong"
+    write_bundle(str(wrong), dataclasses.replace(bundle.manifest, golden=golden), bundle.tensors)
+    done = swiprd("verify", wrong)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "golden picture 0 scores " in done.stderr
+    assert "expected 0.500000,0.500000 within 0.0001" in done.stderr

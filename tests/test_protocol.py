@@ -50,11 +50,24 @@ request_ids = (
 )
 results = st.builds(
     lambda pairs, ms: Result(
-        tuple(score for score, _ in pairs), tuple(label for _, label in pairs), MODEL, ms
+        scores=tuple(score for score, _ in pairs),
+        labels=tuple(label for _, label in pairs),
+        model=MODEL,
+        engine="compiled",
+        precision="bf16",
+        ms=ms,
     ),
     st.lists(st.tuples(st.floats(0, 1), st.text(max_size=8)), min_size=1, max_size=5),
     st.floats(0, 1e6),
 )
+
+
+def result_of(score: float) -> Result:
+    return Result(
+        scores=(score,), labels=("cat",), model=MODEL, engine="eager", precision="fp32", ms=1.0
+    )
+
+
 line_contents = st.binary(max_size=40).map(lambda data: data.replace(b"\n", b""))
 cuts = st.lists(st.integers(0, 1000), max_size=12)
 
@@ -295,7 +308,7 @@ def test_what_is_encoded_is_one_line_and_decodes_back(message: dict[str, Any]) -
 def test_what_is_not_a_number_cannot_be_sent(score: float) -> None:
     """A result that holds NaN or an infinity is not encoded."""
     with pytest.raises(ValueError, match="JSON"):
-        protocol.encode_result(1, Result((score,), ("cat",), MODEL, 1.0))
+        protocol.encode_result(1, result_of(score))
 
 
 def nested(depth: int, opening: str, closing: str) -> bytes:
@@ -660,6 +673,7 @@ def test_every_result_survives_the_wire(id: str | int | None, sent: Result) -> N
     assert message["id"] == id
     assert (found.scores, found.labels) == (sent.scores, sent.labels)
     assert (found.model, found.ms) == (sent.model, sent.ms)
+    assert (found.engine, found.precision) == (sent.engine, sent.precision)
 
 
 @unhurried
@@ -670,7 +684,7 @@ def test_no_reply_carries_both_scores_and_an_error(
     """A result has scores and no error, an error has no scores, and both echo the id."""
     success = json.loads(protocol.encode_result(id, result))
     failure = json.loads(protocol.encode_error(SwiprError(code, message, id)))
-    assert success.keys() == {"id", "scores", "labels", "model", "ms"}
+    assert success.keys() == {"id", "scores", "labels", "model", "engine", "precision", "ms"}
     assert failure.keys() == {"id", "error"}
     assert success["id"] == failure["id"] == id
 
@@ -683,7 +697,15 @@ def test_an_error_beside_scores_is_an_error() -> None:
     assert caught.value.code == "internal"
 
 
-RESULT = {"id": 1, "scores": [0.75, 0.25], "labels": ["no", "yes"], "model": MODEL, "ms": 12.5}
+RESULT = {
+    "id": 1,
+    "scores": [0.75, 0.25],
+    "labels": ["no", "yes"],
+    "model": MODEL,
+    "engine": "eager",
+    "precision": "fp32",
+    "ms": 12.5,
+}
 FAILURE = {"code": "busy", "number": -1, "message": "later", "retryable": True}
 
 
@@ -709,6 +731,10 @@ FAILURE = {"code": "busy", "number": -1, "message": "later", "retryable": True}
         {"labels": ["no", "yes", "maybe"]},
         {"model": None},
         {"model": 7},
+        {"engine": None},
+        {"engine": 1},
+        {"precision": None},
+        {"precision": 32},
         {"ms": None},
         {"ms": "12"},
         {"ms": True},

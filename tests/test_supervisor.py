@@ -72,6 +72,7 @@ for line in incoming:
     seen = note("seen", text)
     word, _, value = text.partition(" ")
     reply = {"id": id, "labels": ["no", "yes"], "model": "sha256:0", "ms": 1}
+    reply |= {"engine": "eager", "precision": "fp32"}
     match word:
         case "die":
             os._exit(1)
@@ -101,6 +102,8 @@ for line in incoming:
     link.sendall(encode(reply | {"scores": [1, float(value or 0)]}))
 """
 COMMAND = (sys.executable, "-P", "-c", WORKER)
+REST = '"model":"m","engine":"e","precision":"p","ms":1}\\n'
+"""What a whole reply ends with."""
 
 
 class Bench:
@@ -315,10 +318,10 @@ def test_a_picture_that_hangs_gets_timeout_alone(folder: Path) -> None:
         "raw {}\\n",
         'raw {"id":1}\\n',
         'raw {"id":1,"scores":[0.5]}\\n',
-        'raw {"id":1,"scores":[0.5],"labels":["a","b"],"model":"m","ms":1}\\n',
-        'raw {"id":1,"scores":[NaN],"labels":["a"],"model":"m","ms":1}\\n',
+        'raw {"id":1,"scores":[0.5],"labels":["a","b"],' + REST,
+        'raw {"id":1,"scores":[NaN],"labels":["a"],' + REST,
         'raw {"id":1,"error":{}}\\n',
-        'raw {"id":1,"error":{"code":"busy"},"scores":[1],"labels":["a"],"model":"m","ms":1}\\n',
+        'raw {"id":1,"error":{"code":"busy"},"scores":[1],"labels":["a"],' + REST,
         "id 1",
         "id -1",
         "long",

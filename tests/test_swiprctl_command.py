@@ -232,7 +232,7 @@ def test_without_an_answer_the_exit_status_is_3(
         b'{"id":1}\n',
         b'{"id":1,"status":{}}\n',
         b'{"id":2,"pong":true}\n',
-        b'{"id":1,"scores":[1e400,0],"labels":["a","b"],"model":"m","ms":1}\n',
+        b'{"id":1,"scores":[1e400,0],"labels":["a","b"],"model":"m","engine":"e","precision":"p","ms":1}\n',
     ],
 )
 def test_no_reply_brings_a_traceback(folder: Path, command: str, reply: bytes) -> None:

@@ -26,6 +26,7 @@ from swiprctl import protocol
 from swiprctl.protocol import MAX_LINE, LineReader
 from swiprd.bundle import read_bundle, write_bundle
 from swiprd.config import DEFAULT_BUNDLE
+from swiprd.engines import eager
 from swiprd.model import Model
 from swiprd.supervisor import WORKER_COMMAND
 from tests.daemon import CHELSEA, COFFEE, wait_until
@@ -35,6 +36,8 @@ MAX_PIXELS = 200_000
 """Chelsea, 451 x 300 in 240,512 bytes, is within both limits; coffee is beyond both."""
 SETTINGS = {
     "model": DEFAULT_BUNDLE,
+    "precision": "auto",
+    "cache_dir": None,
     "threads": 1,
     "max_bytes": MAX_BYTES,
     "max_pixels": MAX_PIXELS,
@@ -146,7 +149,8 @@ def model() -> Iterator[Model]:
     """The worker's model in this process, computing with as many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield Model(read_bundle(DEFAULT_BUNDLE), max_pixels=MAX_PIXELS)
+    bundle = read_bundle(DEFAULT_BUNDLE)
+    yield Model(bundle, eager(bundle), max_pixels=MAX_PIXELS)
     torch.set_num_threads(before)
 
 
@@ -183,7 +187,13 @@ def test_scores_are_the_models_own_to_the_last_bit(
         reply = ready.score(id, path)
         assert tuple(reply.pop("scores")) == model.compute(path.read_bytes())
         assert reply.pop("ms") > 0
-        assert reply == {"id": id, "labels": ["other", "animal"], "model": model.digest}
+        assert reply == {
+            "id": id,
+            "labels": ["other", "animal"],
+            "model": model.digest,
+            "engine": "eager",
+            "precision": "fp32",
+        }
 
 
 def test_requests_sent_ahead_are_answered_in_order(ready: Worker, model: Model) -> None:

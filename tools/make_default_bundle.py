@@ -26,12 +26,13 @@ from swiprd.bundle import (
     Golden,
     Manifest,
     Preprocessing,
-    Tensor,
     read_bundle,
     write_bundle,
 )
 from swiprd.efficientnet_lite import EfficientNetLite0
+from swiprd.engines import eager
 from swiprd.model import Model
+from swiprd.safetensors import Tensor
 
 PICTURES = Path(__file__).parent.parent / "tests" / "pictures"
 GOLDEN = ("chelsea.png", "coffee.png")
@@ -49,10 +50,18 @@ MANIFEST = Manifest(
     preprocessing=Preprocessing(
         formats=IMAGE_FORMATS,
         orientation="apply",
+        alpha="drop",
+        deep="high_byte",
         truncated=False,
-        resample="area",
+        # Twelve megapixels are decoded and scaled 2.6 times as fast; over enlarged and tiled
+        # photographs scores move by 0.003 in the mean, by 0.012 at most.
+        jpeg_margin=2.0,
+        fit="short_side",
         short_side=224,
+        rounding="floor",
+        resample="area",
         crop=224,
+        crop_start="ceil",
         scale=1.0,
         mean=(127.0, 127.0, 127.0),
         std=(128.0, 128.0, 128.0),
@@ -76,7 +85,8 @@ def main() -> None:
         for index, data in enumerate(pictures)
     }
     torch.set_num_threads(1)
-    model = Model(Bundle(MANIFEST, weights, ""), max_pixels=10**6)
+    bundle = Bundle(MANIFEST, weights, "")
+    model = Model(bundle, eager(bundle), max_pixels=10**6)
     golden = tuple(  # rounded, so that the file is the same whichever processor made it
         Golden(f"golden.{index}", tuple(round(score, 6) for score in model.compute(data)))
         for index, data in enumerate(pictures)

@@ -13,7 +13,7 @@ from typing import Final
 from swiprctl.protocol import SwiprError
 from swiprd.bundle import BundleError
 from swiprd.checkpoint import CheckpointError
-from swiprd.commands import compile, import_, show, verify
+from swiprd.commands import compile_, import_, show, verify
 from swiprd.commands.output import tell
 from swiprd.compiled import CompiledError
 from swiprd.compiler import CompileError
@@ -38,7 +38,7 @@ def run_command(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the command that ``argv`` begins with and return the exit status."""
     parser = argparse.ArgumentParser(prog="swiprd", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (import_, compile, show, verify):
+    for command in (import_, compile_, show, verify):
         command.add_to(commands)
     args = parser.parse_args(argv)
     args.environment = environment

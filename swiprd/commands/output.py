@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from swiprd.compiled import FormCache, this_host
-from swiprd.config import load_config
+from swiprd.config import load_config, usual_cache
 
 Commands = Any  # argparse's own type for the commands of a parser has no public name
 
@@ -49,7 +49,8 @@ def form_cache(args: argparse.Namespace) -> FormCache | None:
     config = load_config(
         file=args.config, environment=args.environment, flags={"cache_dir": args.cache_dir}
     )
-    return None if config.cache_dir is None else FormCache(config.cache_dir, this_host())
+    folder = config.cache_dir or usual_cache(args.environment)
+    return None if folder is None else FormCache(folder, this_host())
 
 
 def tell(command: str, message: str) -> None:

@@ -13,7 +13,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from swiprctl.protocol import SwiprError
 from swiprd.bundle import Bundle, read_bundle
 from swiprd.commands.output import (
     Commands,
@@ -21,9 +20,8 @@ from swiprd.commands.output import (
     add_command,
     form_cache,
     progress,
-    tell,
 )
-from swiprd.compiled import PRECISIONS, Form, FormCache
+from swiprd.compiled import PRECISIONS, Form
 from swiprd.compiler import CompileError, compile_network
 from swiprd.engines import Engine, compiled, eager
 from swiprd.model import TOLERANCES, Model
