@@ -6,7 +6,7 @@ write, and only when it is byte for byte what was compiled, from this very bundl
 and for this processor. Two files make one form, and the second, which is written last, names the
 first::
 
-    NAME.json          what it was made from and for, and the name and digest of the library
+    NAME.json          what it was made from and for, and the digest of the library
     NAME-DIGEST.so     the library
 
 NAME is made from the bundle's digest, torch's version, the processor's features and the precision.
@@ -15,9 +15,11 @@ NAME is made from the bundle's digest, torch's version, the processor's features
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -58,7 +60,7 @@ def this_host() -> Host:
     """Return what compiled code depends on, of this machine."""
     found = torch.cpu.get_capabilities()
     features = sorted(name for name, value in found.items() if value is True)
-    return Host(torch.__version__, tuple(features))
+    return Host(str(torch.__version__), tuple(features))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class FormCache:
             OSError: it cannot be made.
             CompiledError: others can write to it.
         """
-        os.makedirs(self.folder, mode=0o755, exist_ok=True)
+        _make_folder(self.folder)
         _check_folder(self.folder)
 
     def find(self, digest: str, precision: str) -> Form | None:
@@ -105,9 +107,9 @@ class FormCache:
             return None
         except OSError as error:
             raise CompiledError(f"{path} cannot be read: {error.strerror}") from None
-        expected = self._described(digest, precision)
-        library, checksum = _parse(path, record, expected)
-        path = os.path.join(self.folder, library)
+        checksum = _parse(path, record, self._described(digest, precision))
+        name = self._name(digest, precision)
+        path = os.path.join(self.folder, _library_name(name, checksum))
         try:
             with _opened(path) as fd, open(fd, "rb", closefd=False) as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -138,14 +140,33 @@ class FormCache:
         name = self._name(digest, precision)
         with open(library, "rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        target = f"{name}-{checksum[:16]}.so"
-        self._put(target, library)
-        record = {**self._described(digest, precision), "library": target, "sha256": checksum}
-        self._put(f"{name}.json", json.dumps(record).encode())
-        for old in os.listdir(self.folder):
-            if old.startswith(f"{name}-") and old != target:
-                os.unlink(os.path.join(self.folder, old))
+        target = _library_name(name, checksum)
+        record = {**self._described(digest, precision), "sha256": checksum}
+        with self._alone():
+            before = os.listdir(self.folder)
+            try:
+                self._put(target, library)
+                self._put(f"{name}.json", json.dumps(record).encode())
+            except BaseException:
+                if target not in before:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(self.folder, target))
+                raise
+            for old in before:
+                if old.startswith(f"{name}-") and old != target:
+                    with contextlib.suppress(OSError):
+                        os.unlink(os.path.join(self.folder, old))
         return Form(os.path.realpath(os.path.join(self.folder, target)), precision)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep others who would keep a form at the same time waiting."""
+        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
     def _put(self, name: str, content: str | bytes) -> None:
         path = os.path.join(self.folder, name)
@@ -182,7 +203,12 @@ def _prefix(digest: str) -> str:
     return digest.removeprefix("sha256:")[:32] + "-"
 
 
-def _parse(path: str, record: bytes, expected: dict[str, Any]) -> tuple[str, str]:
+def _library_name(name: str, checksum: str) -> str:
+    return f"{name}-{checksum[:16]}.so"
+
+
+def _parse(path: str, record: bytes, expected: dict[str, Any]) -> str:
+    """Return the library's digest."""
     try:
         found = json.loads(record.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -190,12 +216,12 @@ def _parse(path: str, record: bytes, expected: dict[str, Any]) -> tuple[str, str
     if not isinstance(found, dict):
         raise CompiledError(f"{path} holds no JSON object")
     for key, value in expected.items():
-        if found.get(key) != value:
+        if type(found.get(key)) is not type(value) or found[key] != value:
             raise CompiledError(f"{path} is for another bundle or host: its {key!r} differs")
-    library, checksum = found.get("library"), found.get("sha256")
-    if not isinstance(library, str) or not isinstance(checksum, str) or "/" in library:
-        raise CompiledError(f"{path} names no library")
-    return library, checksum
+    checksum = found.get("sha256")
+    if not isinstance(checksum, str) or not re.fullmatch(r"[0-9a-f]{64}", checksum):
+        raise CompiledError(f"{path} has no digest of a library")
+    return checksum
 
 
 # --- whom to trust -------------------------------------------------------------------------------
@@ -221,6 +247,17 @@ def _opened(path: str) -> Iterator[int]:
         os.close(fd)
 
 
+def _make_folder(folder: str) -> None:
+    """Make the folder and those above it, for all to read and us to write, whatever the umask."""
+    if os.path.isdir(folder):
+        return
+    parent = os.path.dirname(folder)
+    if parent != folder:
+        _make_folder(parent)
+    os.mkdir(folder, 0o700)
+    os.chmod(folder, 0o755)  # noqa: S103 - read by the daemon, whoever it runs as
+
+
 def _check_folder(folder: str) -> None:
     folder = os.path.realpath(folder)
     _check_writers(folder, os.stat(folder))
@@ -230,9 +267,8 @@ def _check_folder(folder: str) -> None:
 
 def _check_writers(path: str, found: os.stat_result) -> None:
     if found.st_uid not in (0, os.geteuid()):
-        raise CompiledError(
-            f"{path} belongs to the user {found.st_uid}, expected root or {os.geteuid()}"
-        )
+        ours = f" or {os.geteuid()}" if os.geteuid() else ""
+        raise CompiledError(f"{path} belongs to the user {found.st_uid}, expected root{ours}")
     # In a sticky folder, as /tmp, others can add names but not replace those of its owners.
     sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
     if found.st_mode & 0o022 and not sticky:

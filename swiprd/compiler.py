@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -19,7 +20,10 @@ from torch import Tensor, nn
 OPTIONS: Final = {
     "freezing": True,  # weights become constants, and are laid out for the convolutions
     "cpp.dynamic_threads": True,  # as many as the worker sets, not as many as there are now
+    # They are looked for in a folder in /tmp whose name others know, and taken unseen.
+    "aot_inductor.precompile_headers": False,
 }
+CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
 LIBRARY: Final = ".so"
 
 
@@ -40,6 +44,25 @@ class _InBfloat16(nn.Module):
         return outputs.float()
 
 
+@contextlib.contextmanager
+def workspace() -> Iterator[str]:
+    """Make an empty folder that is this user's alone, for all that torch's compiler writes.
+
+    It must be entered before anything imports ``torch._dynamo``, torchvision for one: otherwise
+    torch makes a folder in /tmp whose name others know, and leaves it there.
+    """
+    with tempfile.TemporaryDirectory(prefix="swipr-") as folder:
+        before = os.environ.get(CACHE_VARIABLE)
+        os.environ[CACHE_VARIABLE] = folder  # the only way in which torch lets itself be told
+        try:
+            yield folder
+        finally:
+            if before is None:
+                del os.environ[CACHE_VARIABLE]
+            else:
+                os.environ[CACHE_VARIABLE] = before
+
+
 def compile_network(network: nn.Module, side: int, precision: str, folder: str) -> str:
     """Compile ``network`` for one picture at a time and return the path of the library.
 
@@ -48,7 +71,7 @@ def compile_network(network: nn.Module, side: int, precision: str, folder: str) 
             weights are rounded in place.
         side: of the input, in pixels.
         precision: ``fp32`` or ``bf16``.
-        folder: an empty one, for the library and everything that is written on the way.
+        folder: what ``workspace`` made.
 
     Raises:
         CompileError: no C++ compiler is there, or torch cannot compile this network.
@@ -57,7 +80,6 @@ def compile_network(network: nn.Module, side: int, precision: str, folder: str) 
     package = os.path.join(folder, "package.pt2")
     with _quiet(), torch.no_grad():
         from torch._inductor import aoti_compile_and_package, cpp_builder
-        from torch._inductor.utils import fresh_cache
 
         try:
             cpp_builder.get_cpp_compiler()
@@ -67,13 +89,11 @@ def compile_network(network: nn.Module, side: int, precision: str, folder: str) 
             ) from error
         module = _InBfloat16(network) if precision == "bf16" else network
         try:
-            with fresh_cache(dir=folder, delete=False):
-                exported = torch.export.export(module, (example,))
-                aoti_compile_and_package(
-                    exported, package_path=package, inductor_configs=dict(OPTIONS)
-                )
+            exported = torch.export.export(module, (example,))
+            aoti_compile_and_package(exported, package_path=package, inductor_configs=dict(OPTIONS))
         except Exception as error:  # so is what a compiler may raise
-            problem = " ".join(str(error).split())
+            # A C++ compiler's own words come last, after a command line of many.
+            problem = " ".join(str(error).rpartition("Output:")[2].split())
             raise CompileError(f"torch cannot compile it: {problem:.300}") from error
     return _unpack(package, os.path.join(folder, "model" + LIBRARY))
 

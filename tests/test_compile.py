@@ -456,7 +456,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_compiling(folder: Path) -> 
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("swiprd compile: ")
-    assert "Not a directory" in line
+    assert "File exists" in line
     assert str(folder / "file") in line
 
 

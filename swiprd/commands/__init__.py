@@ -29,7 +29,6 @@ FAILURES: Final = (
     CompiledError,
     CompileError,
     ConfigError,
-    OSError,
     SwiprError,
 )
 
@@ -44,6 +43,10 @@ def run_command(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     args.environment = environment
     try:
         args.run(args)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        tell(argv[0], f"{where}{error.strerror or error}")
+        return FAILED
     except FAILURES as error:
         tell(argv[0], str(error))
         return FAILED

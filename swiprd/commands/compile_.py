@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -13,6 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from swiprctl.protocol import SwiprError
 from swiprd.bundle import Bundle, read_bundle
 from swiprd.commands.output import (
     Commands,
@@ -22,7 +22,7 @@ from swiprd.commands.output import (
     progress,
 )
 from swiprd.compiled import PRECISIONS, Form
-from swiprd.compiler import CompileError, compile_network
+from swiprd.compiler import CompileError, compile_network, workspace
 from swiprd.engines import Engine, compiled, eager
 from swiprd.model import TOLERANCES, Model
 from swiprd.network import build_network
@@ -67,10 +67,11 @@ def _compile(args: argparse.Namespace) -> None:
             " fp32 is faster here"
         )
     forms.prepare()
-    pictures = _pictures(bundle, args.images)
-    reference = eager(bundle)
-    Model(bundle, reference, max_pixels=MAX_PIXELS).check_golden()
-    with tempfile.TemporaryDirectory(prefix="swipr-") as folder:
+    with workspace() as folder:
+        reference = eager(bundle)
+        model = Model(bundle, reference, max_pixels=MAX_PIXELS)
+        model.check_golden()
+        pictures = _pictures(bundle, model, args.images)
         with progress("compile", f"compiling in {args.precision}, which takes about a minute"):
             library = compile_network(
                 build_network(bundle), bundle.manifest.preprocessing.crop, args.precision, folder
@@ -86,12 +87,18 @@ def _compile(args: argparse.Namespace) -> None:
     print(f"kept as {form.path}, {os.stat(form.path).st_size / 1e6:.1f} MB", flush=True)
 
 
-def _pictures(bundle: Bundle, paths: Sequence[str]) -> list[bytes]:
-    """Return the golden pictures' bytes, then those of the files at ``paths``."""
+def _pictures(bundle: Bundle, model: Model, paths: Sequence[str]) -> list[bytes]:
+    """Return the golden pictures' bytes, then those of the files at ``paths``, which must do."""
     found = [bytes(bundle.tensors[golden.image].data) for golden in bundle.manifest.golden]
     for path in paths:
-        with open(path, "rb") as file:
-            found.append(file.read())
+        try:
+            with open(path, "rb") as file:
+                found.append(file.read())
+            model.compute(found[-1])
+        except OSError as error:
+            raise CompileError(f"{path}: {error.strerror}") from None
+        except SwiprError as error:
+            raise CompileError(f"{path}: {error}") from None
     return found
 
 
