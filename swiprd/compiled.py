@@ -77,11 +77,14 @@ class FormCache:
     Args:
         folder: need not exist.
         host: for which forms are looked up and kept.
+        user: by number, who runs them, and may have written them beside root; None: this process's
+            own. Whoever names another does not run them.
     """
 
-    def __init__(self, folder: str, host: Host) -> None:
+    def __init__(self, folder: str, host: Host, *, user: int | None = None) -> None:
         self.folder = folder
         self.host = host
+        self._trusted = (0, os.geteuid() if user is None else user)
 
     def prepare(self) -> None:
         """Make the folder, and see that what will be kept in it may be run.
@@ -91,7 +94,7 @@ class FormCache:
             CompiledError: others can write to it.
         """
         _make_folder(self.folder)
-        _check_folder(self.folder)
+        _check_folder(self.folder, self._trusted)
 
     def find(self, digest: str, precision: str) -> Form | None:
         """Return the form of the bundle with this digest; None: there is none for this host.
@@ -101,7 +104,7 @@ class FormCache:
         """
         path = os.path.join(self.folder, self._name(digest, precision) + ".json")
         try:
-            with _opened(path) as fd:
+            with _opened(path, self._trusted) as fd:
                 record = os.pread(fd, MAX_RECORD, 0)
         except FileNotFoundError:
             return None
@@ -111,7 +114,7 @@ class FormCache:
         name = self._name(digest, precision)
         path = os.path.join(self.folder, _library_name(name, checksum))
         try:
-            with _opened(path) as fd, open(fd, "rb", closefd=False) as file:
+            with _opened(path, self._trusted) as fd, open(fd, "rb", closefd=False) as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise CompiledError(f"{path} cannot be read: {error.strerror}") from None
@@ -136,6 +139,7 @@ class FormCache:
 
         Raises:
             OSError: it cannot be written; a form that was there before is there still.
+            CompiledError: another process is doing the same.
         """
         name = self._name(digest, precision)
         with open(library, "rb") as file:
@@ -160,11 +164,16 @@ class FormCache:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep others who would keep a form at the same time waiting."""
+        """Let nobody else keep a form at the same time."""
         fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            # Not waiting: whoever owns the folder could hold the lock for ever.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
+        except BlockingIOError:
+            raise CompiledError(
+                f"another process keeps a form in {self.folder} just now; try again"
+            ) from None
         finally:
             os.close(fd)
 
@@ -228,8 +237,8 @@ def _parse(path: str, record: bytes, expected: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[int]:
-    """Open a regular file that only root or our own user can have written.
+def _opened(path: str, trusted: tuple[int, int]) -> Iterator[int]:
+    """Open a regular file that only ``trusted`` users, by number, can have written.
 
     Raises:
         CompiledError: somebody else could have.
@@ -240,8 +249,8 @@ def _opened(path: str) -> Iterator[int]:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise CompiledError(f"{path} is no regular file")
-        _check_writers(path, found)
-        _check_folder(os.path.dirname(path))
+        _check_writers(path, found, trusted)
+        _check_folder(os.path.dirname(path), trusted)
         yield fd
     finally:
         os.close(fd)
@@ -258,16 +267,16 @@ def _make_folder(folder: str) -> None:
     os.chmod(folder, 0o755)  # noqa: S103 - read by the daemon, whoever it runs as
 
 
-def _check_folder(folder: str) -> None:
+def _check_folder(folder: str, trusted: tuple[int, int]) -> None:
     folder = os.path.realpath(folder)
-    _check_writers(folder, os.stat(folder))
+    _check_writers(folder, os.stat(folder), trusted)
     if folder != "/":
-        _check_folder(os.path.dirname(folder))
+        _check_folder(os.path.dirname(folder), trusted)
 
 
-def _check_writers(path: str, found: os.stat_result) -> None:
-    if found.st_uid not in (0, os.geteuid()):
-        ours = f" or {os.geteuid()}" if os.geteuid() else ""
+def _check_writers(path: str, found: os.stat_result, trusted: tuple[int, int]) -> None:
+    if found.st_uid not in trusted:
+        ours = f" or {trusted[1]}" if trusted[1] else ""
         raise CompiledError(f"{path} belongs to the user {found.st_uid}, expected root{ours}")
     # In a sticky folder, as /tmp, others can add names but not replace those of its owners.
     sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX

@@ -596,3 +596,21 @@ def test_a_worker_is_ready_soon_after_torch_is(resnext: Compiled) -> None:
         if number:  # the first pair fills the page cache
             ratios.append(ready / bare)
     assert statistics.median(ratios) <= 1.3, ratios
+
+
+@pytest.mark.skipif(
+    not this_host().computes_bf16,
+    reason="this processor does not compute in bf16 (no avx512_bf16 or amx_bf16)",
+)
+def test_a_resnext_in_bf16_is_twice_as_fast(resnext: Compiled, temporary: Path) -> None:
+    """As the command itself measures it, and no score moves by more than 0.02."""
+    done = swiprd(
+        "compile",
+        resnext.bundle,
+        *("--precision", "bf16", "--cache-dir", resnext.folder.parent / "bf16"),
+        TMPDIR=str(temporary),
+    )
+    assert done.returncode == 0, done.stderr
+    speed = re.search(r": ([\d.]+) times as fast", done.stdout)
+    assert speed is not None
+    assert float(speed[1]) >= 2, done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import dataclasses
 import hashlib
 import itertools
@@ -513,6 +514,31 @@ def test_what_belongs_to_another_user_is_refused(place: Place, which: str) -> No
     assert refusal(place) == f"{path} belongs to the user {NOBODY}, expected root"
     os.chown(path, 0, 0)
     assert place.find() == place.form
+
+
+@as_root
+@pytest.mark.parametrize("which", ["record", "library", "folder"])
+def test_who_asks_for_another_user_sees_what_that_user_would(place: Place, which: str) -> None:
+    """Root looks into the folder of the service, and another user's is refused there too."""
+    os.chown(place.path(which), NOBODY, NOBODY)
+    theirs = FormCache(place.cache.folder, HOST, user=NOBODY)
+    assert theirs.find(DIGEST, "fp32") == place.form
+    os.chown(place.path(which), NOBODY - 1, NOBODY)
+    with pytest.raises(CompiledError, match=f"expected root or {NOBODY}"):
+        theirs.find(DIGEST, "fp32")
+
+
+def test_two_do_not_keep_a_form_at_once(place: Place) -> None:
+    """The second is told, and what was there is there still."""
+    holder = os.open(place.folder, os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(CompiledError, match="just now; try again"):
+            keep(place.cache, place.top, b"another")
+    finally:
+        os.close(holder)
+    assert place.find() == place.form
+    assert keep(place.cache, place.top, b"another") != place.form
 
 
 @pytest.mark.parametrize("which", ["folder", "parent", "grandparent"])

@@ -40,8 +40,13 @@ def add_cache_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def form_cache(args: argparse.Namespace) -> FormCache | None:
+def form_cache(args: argparse.Namespace, *, to_run: bool = False) -> FormCache | None:
     """Return where compiled forms are, as the daemon's settings say; None: nowhere.
+
+    Args:
+        args: of the command.
+        to_run: whether this process will run them. Otherwise root sees what the folder's owner
+            would: systemd gives the service's folder to the service's user.
 
     Raises:
         ConfigError: a setting is not acceptable.
@@ -50,7 +55,12 @@ def form_cache(args: argparse.Namespace) -> FormCache | None:
         file=args.config, environment=args.environment, flags={"cache_dir": args.cache_dir}
     )
     folder = config.cache_dir or usual_cache(args.environment)
-    return None if folder is None else FormCache(folder, this_host())
+    if folder is None:
+        return None
+    user = None
+    if not to_run and os.geteuid() == 0 and os.path.isdir(folder):
+        user = os.stat(folder).st_uid
+    return FormCache(folder, this_host(), user=user)
 
 
 def tell(command: str, message: str) -> None:

@@ -26,7 +26,7 @@ def add_to(commands: Commands) -> None:
 def _verify(args: argparse.Namespace) -> None:
     logging.basicConfig(format="swiprd verify: %(message)s")  # what is not used, and why
     bundle = read_bundle(args.bundle)
-    forms = form_cache(args)
+    forms = form_cache(args, to_run=True)
     engines = [eager(bundle)]
     if forms is not None:
         engines += compiled_engines(bundle, forms, PRECISIONS)
