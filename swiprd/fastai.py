@@ -98,7 +98,7 @@ def read_learner(tensors: Mapping[str, Tensor]) -> Learner | None:
     Raises:
         CheckpointError: it is a part of a learner, or its body is of another library.
     """
-    if not all(name.partition(".")[0].isdecimal() for name in tensors):
+    if not all(_is_number(name.partition(".")[0]) for name in tensors):
         return None
     if not any(tensor.ndim == 4 for tensor in tensors.values()):
         raise CheckpointError(
@@ -113,6 +113,10 @@ def read_learner(tensors: Mapping[str, Tensor]) -> Learner | None:
     if {name.partition(".")[0] for name in tensors} == {"0", "1"}:
         return _read_1_or_2(tensors)
     return _read_0_7(tensors) if "0.weight" in tensors else None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 3
 
 
 def _read_1_or_2(tensors: Mapping[str, Tensor]) -> Learner:
@@ -179,6 +183,8 @@ def read_head(
     fields: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         layer, _, field = name.partition(".")
+        if not _is_number(layer):
+            raise CheckpointError(f"expected a numbered layer in its head, got {name!r:.80}")
         fields.setdefault(int(layer), {})[field] = tensor
     kinds = {number: _kind(number, found) for number, found in sorted(fields.items())}
     last_linear = max((n for n, kind in kinds.items() if kind == "linear"), default=None)

@@ -42,6 +42,9 @@ COUNTER: Final = ".num_batches_tracked"
 """What batch norms count in training; older files lack it."""
 AUXILIARY: Final = re.compile(r"(aux1|aux2|AuxLogits)\.")
 """Outputs of GoogLeNet and Inception that serve training alone."""
+TRANSFORMING: Final = ("googlenet", "inception_v3")
+"""Architectures that normalise once more, by 0.5 and 0.5 in the end, with transform_input, which
+torchvision sets where it loads published weights."""
 OLD_DENSENET: Final = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)")
 """Names that torchvision gave before 0.2.2, and still takes."""
 SHOWN: Final = 3
@@ -221,7 +224,7 @@ def _whole(
     side = input_side(network)
     if side is not None and side != rules.crop:
         rules = resized(rules, side)
-    return Recognised("torchvision", name, head, classes, rules, tensors, None)
+    return Recognised("torchvision", name, head, classes, rules, tensors, _doubt(name))
 
 
 def _is_below(layer: str, name: str) -> bool:
@@ -268,11 +271,19 @@ def torchvision_preprocessing(architecture: str) -> Preprocessing:
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
     )
-    if architecture in ("googlenet", "inception_v3"):
-        # With weights, these bring the input from ImageNet's normalisation to this one by
-        # themselves (their transform_input); built without, they do not.
+    if architecture in TRANSFORMING:
         return dataclasses.replace(rules, mean=(0.5,) * 3, std=(0.5,) * 3)
     return rules
+
+
+def _doubt(architecture: str) -> str | None:
+    if architecture not in TRANSFORMING:
+        return None
+    return (
+        f"torchvision's {architecture} changes ImageNet's normalisation to this one when it begins"
+        " with published weights; if yours did not, import again with --mean 0.485,0.456,0.406"
+        " --std 0.229,0.224,0.225"
+    )
 
 
 def resized(rules: Preprocessing, crop: int) -> Preprocessing:

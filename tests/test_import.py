@@ -218,6 +218,20 @@ def test_a_bundle_that_was_there_before_stays_when_the_import_fails(
     assert read_bundle(str(folder / "b")).manifest.architecture == SMALL
 
 
+def test_show_prints_no_control_characters(
+    small: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bundle is a stranger's file; its names cannot steer a terminal."""
+    labels = "A\x1b[31m,B\n,C"
+    words = ["import", str(small), "-o", str(folder / "b"), "--labels", labels]
+    assert run_command(words, {}) == 0
+    capsys.readouterr()
+    assert run_command(["show", str(folder / "b")], {"SWIPRD_CACHE_DIR": "/nonexistent"}) == 0
+    shown = capsys.readouterr().out
+    assert all(line.isprintable() for line in shown.splitlines())
+    assert "A\\x1b[31m B\\n C" in shown
+
+
 # --- show and verify -----------------------------------------------------------------------------
 
 

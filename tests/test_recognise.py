@@ -109,6 +109,14 @@ def test_every_architecture_has_transforms_of_its_own() -> None:
         assert rules.crop <= rules.short_side
 
 
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_it_is_told_where_an_architecture_normalises_by_itself(name: str) -> None:
+    """Whether it does is not in the file."""
+    doubt = recognise(build(name, {}).to("meta").state_dict()).doubt
+    assert doubt is not None
+    assert "--mean 0.485,0.456,0.406" in doubt
+
+
 def test_other_weights_of_googlenet_are_dropped() -> None:
     """Auxiliary outputs serve training alone; checkpoints carry them all the same."""
     whole = models.googlenet(num_classes=3, aux_logits=True, init_weights=False)

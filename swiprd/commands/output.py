@@ -65,7 +65,12 @@ def form_cache(args: argparse.Namespace, *, to_run: bool = False) -> FormCache |
 
 def tell(command: str, message: str) -> None:
     """Write one line to standard error."""
-    print(f"swiprd {command}: {message}", file=sys.stderr, flush=True)
+    print(f"swiprd {command}: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` as one line that cannot steer a terminal: a file may hold any names."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,13 @@ import os
 from collections.abc import Mapping
 
 from swiprd.bundle import Bundle, read_bundle
-from swiprd.commands.output import Commands, add_cache_flags, add_command, form_cache
+from swiprd.commands.output import (
+    Commands,
+    add_cache_flags,
+    add_command,
+    form_cache,
+    printable,
+)
 from swiprd.compiled import PRECISIONS, CompiledError, FormCache
 
 NO_PARAMETERS = (".running_mean", ".running_var", ".num_batches_tracked")
@@ -67,4 +73,4 @@ def _words(value: object) -> str:
         return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
     if isinstance(value, (tuple, list)):
         return " ".join(map(_words, value))
-    return "-" if value is None else str(value)
+    return "-" if value is None else printable(str(value))
