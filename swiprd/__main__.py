@@ -75,10 +75,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Run ``main`` and leave. What the console script calls."""
-    status = main()
+    status = _flushed(main())
     logging.shutdown()
     # A thread that hangs in an open() on a dead file system would keep sys.exit() waiting.
     os._exit(status)
+
+
+def _flushed(status: int) -> int:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return _fail(OSError(f"cannot write to standard output: {error.strerror}"), FAILED)
+    return status
 
 
 def _fill_standard_descriptors() -> None:

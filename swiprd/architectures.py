@@ -7,6 +7,7 @@ only when one of its own is asked for: that takes seconds.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from swiprd.bundle import MAX_SIDE
 from swiprd.efficientnet_lite import EfficientNetLite0
 
 OURS: Final[dict[str, Callable[[], nn.Module]]] = {"efficientnet_lite0": EfficientNetLite0}
@@ -28,6 +30,7 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
 }
 POSITIONS: Final = "encoder.pos_embedding"
 """The tensor of a vision transformer whose length tells for which size it was trained."""
+CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
 FEATURES_END: Final = ("avgpool", "classifier", "fc", "head", "heads")
 """Children with which torchvision's architectures go on after their last feature map."""
 
@@ -40,17 +43,25 @@ def architecture_names() -> tuple[str, ...]:
     return (*OURS, *torchvision_names())
 
 
-def torchvision_names() -> tuple[str, ...]:
-    """Return the names of torchvision's architectures, and of the one that it has the parts for."""
+def torchvision_models() -> Any:
+    """Return the module ``torchvision.models``."""
+    # It imports torch's compiler, which makes a folder for itself in /tmp, by a name that others
+    # know and may have taken. Nothing is compiled here: what is told is there, and stays empty.
+    os.environ.setdefault(CACHE_VARIABLE, "/")
     from torchvision import models
 
+    return models
+
+
+def torchvision_names() -> tuple[str, ...]:
+    """Return the names of torchvision's architectures, and of the one that it has the parts for."""
+    models = torchvision_models()
     return (*models.list_models(module=models), RESNEXT101_32X4D)
 
 
 def torchvision_families() -> list[list[str]]:
     """Return torchvision's names in groups, whose members differ in little but depth and width."""
-    from torchvision import models
-
+    models = torchvision_models()
     found: dict[str, list[str]] = {}
     for name in models.list_models(module=models):
         found.setdefault(models.get_model_builder(name).__module__, []).append(name)
@@ -81,8 +92,7 @@ def build(name: str, shapes: Shapes) -> nn.Module:
 def _make(name: str, shapes: Shapes) -> nn.Module:
     if name in OURS:
         return OURS[name]()
-    from torchvision import models
-
+    models = torchvision_models()
     if name == RESNEXT101_32X4D:
         block = models.resnet.Bottleneck
         resnext: nn.Module = models.ResNet(block, [3, 4, 23, 3], groups=32, width_per_group=4)
@@ -96,7 +106,7 @@ def _make(name: str, shapes: Shapes) -> nn.Module:
     if isinstance(network, models.VisionTransformer) and POSITIONS in shapes:
         length = shapes[POSITIONS][1] if len(shapes[POSITIONS]) == 3 else 0
         side = math.isqrt(max(length - 1, 0)) * network.patch_size
-        if side > 0:
+        if 0 < side <= MAX_SIDE:
             network = models.get_model(name, image_size=side)
     return network
 

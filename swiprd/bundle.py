@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -187,10 +187,16 @@ def _digest(content: bytearray, tensors: Mapping[str, Tensor]) -> str:
     return "sha256:" + summed.hexdigest()
 
 
-def write_bundle(path: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
-    """Write a bundle to ``path``: whole or not at all.
+def write_bundle(
+    path: str,
+    manifest: Manifest,
+    tensors: Mapping[str, Tensor],
+    *,
+    check: Callable[[str], None] | None = None,
+) -> None:
+    """Write a bundle to ``path``: whole or not at all, and not if ``check`` raises.
 
-    The same manifest and tensors always give the same bytes.
+    The same manifest and tensors always give the same bytes. ``check`` is as in ``write_whole``.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
@@ -201,7 +207,7 @@ def write_bundle(path: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -
     summed = hashlib.sha256()
     for part in parts[:-1]:
         summed.update(part)
-    safetensors.write_whole(path, [*parts[:-1], summed.digest()])
+    safetensors.write_whole(path, [*parts[:-1], summed.digest()], check=check)
 
 
 # --- manifest ------------------------------------------------------------------------------------
@@ -221,7 +227,7 @@ def _parse_manifest(metadata: Any) -> Manifest:
         raise BundleError(f"its manifest has format {version}, expected {FORMAT}; update swipr")
     labels = fields.strings("labels")
     if len(labels) < 1 or len(set(labels)) != len(labels):
-        raise BundleError(f"expected labels that differ from one another, got {labels}")
+        raise BundleError(f"expected labels that differ from one another, got {labels!s:.80}")
     return Manifest(
         name=fields.string("name"),
         architecture=fields.string("architecture"),
@@ -244,7 +250,9 @@ def _parse_head(fields: _Fields) -> tuple[str, ...] | None:
         return None
     layers = fields.strings("head")
     if not layers or not set(layers) <= set(HEAD_LAYERS):
-        raise BundleError(f"expected 'head' to be layers of {', '.join(HEAD_LAYERS)}, got {layers}")
+        raise BundleError(
+            f"expected 'head' to be layers of {', '.join(HEAD_LAYERS)}, got {layers!s:.80}"
+        )
     return layers
 
 
@@ -272,7 +280,7 @@ def _parse_outputs(fields: _Fields, count: int) -> tuple[tuple[tuple[int, int], 
 def _parse_preprocessing(fields: _Fields) -> Preprocessing:
     formats = fields.strings("formats")
     if not formats or not set(formats) <= set(IMAGE_FORMATS):
-        raise BundleError(f"expected formats of {', '.join(IMAGE_FORMATS)}, got {formats}")
+        raise BundleError(f"expected formats of {', '.join(IMAGE_FORMATS)}, got {formats!s:.80}")
     short_side = fields.integer("short_side", 1, MAX_SIDE)
     mean, std = fields.numbers("mean", count=3), fields.numbers("std", count=3)
     scale = fields.number("scale")
@@ -339,7 +347,8 @@ class _Fields:
         value = self.string(key)
         if value not in choices:
             raise BundleError(
-                f"expected {key!r} of {self._name} to be one of {', '.join(choices)}, got {value!r}"
+                f"expected {key!r} of {self._name} to be one of {', '.join(choices)}, got"
+                f" {value!r:.60}"
             )
         return value
 

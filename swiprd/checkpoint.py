@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import warnings
 import zipfile
 from pickle import UnpicklingError
@@ -17,13 +18,15 @@ from torch import Tensor
 
 from swiprd import safetensors
 from swiprd.bundle import METADATA_KEY
-from swiprd.network import to_torch
+from swiprd.network import DTYPES, to_torch
 from swiprd.safetensors import SafetensorsError
 
 WRAPPERS: Final = ("state_dict", "model")
 """Keys under which programs put the state_dict that they save."""
 PREFIXES: Final = ("module.", "_orig_mod.", "model.")
 """What DataParallel, torch.compile and Lightning put before each name."""
+SHARING: Final = 4
+"""How many times a file's size its tensors may have together: some share their memory."""
 ZIP: Final = b"PK"
 PICKLE: Final = b"\x80"
 MAGIC: Final = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
@@ -76,7 +79,7 @@ def read_checkpoint(path: str) -> dict[str, Tensor]:
         else:
             _look_at(path)
             found = _load(path)
-        return _named_tensors(found)
+        return _named_tensors(found, os.stat(path).st_size)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     except CheckpointError as error:
@@ -84,9 +87,12 @@ def read_checkpoint(path: str) -> dict[str, Tensor]:
 
 
 def _is_safetensors(path: str) -> bool:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=safetensors.open_at_once) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise CheckpointError("it is no regular file")
         first = file.read(9)
-        size = os.fstat(file.fileno()).st_size
+        size = found.st_size
     length = int.from_bytes(first[:8], "little")
     return first[8:] == b"{" and length <= min(size - 8, safetensors.MAX_HEADER)
 
@@ -159,7 +165,7 @@ def _load(path: str) -> Any:
         raise CheckpointError(f"it is cut off or damaged: {reason:.200}") from None
 
 
-def _named_tensors(found: Any) -> dict[str, Tensor]:
+def _named_tensors(found: Any, size: int) -> dict[str, Tensor]:
     for key in WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -168,13 +174,26 @@ def _named_tensors(found: Any) -> dict[str, Tensor]:
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"expected named tensors, got {type(tensor).__name__} at {name!r:.80}"
+                f"expected named tensors, got {type(tensor).__name__} at {name!r:.80}; save the"
+                " state_dict alone, or under 'state_dict' or 'model'"
             )
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-            raise CheckpointError(f"{name!r:.80} is no dense tensor of real numbers")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{name!r:.80} holds values that are not finite")
-    tensors = dict(found)
+    tensors: dict[str, Tensor] = dict(found)
+    # Before anything is computed with them: a few bytes may claim to be gigabytes.
+    unpacked = sum(tensor.nelement() * tensor.element_size() for tensor in tensors.values())
+    if unpacked > SHARING * size:
+        raise CheckpointError(f"its tensors have {unpacked} bytes, far more than its own {size}")
+    for name, tensor in tensors.items():
+        _check_tensor(name, tensor)
     while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), None):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise CheckpointError(f"{name!r:.80} is no dense tensor")
+    if tensor.dtype not in DTYPES.values():
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
+        raise CheckpointError(f"{name!r:.80} is of {tensor.dtype}, expected one of {known}")
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{name!r:.80} holds values that are not finite")

@@ -82,7 +82,7 @@ class FormCache:
     """
 
     def __init__(self, folder: str, host: Host, *, user: int | None = None) -> None:
-        self.folder = folder
+        self.folder = os.path.realpath(folder)
         self.host = host
         self._trusted = (0, os.geteuid() if user is None else user)
 
@@ -93,6 +93,10 @@ class FormCache:
             OSError: it cannot be made.
             CompiledError: others can write to it.
         """
+        if not self.host.processor:
+            raise CompiledError(
+                "torch cannot tell what this processor can do; is /proc/cpuinfo readable?"
+            )
         _make_folder(self.folder)
         _check_folder(self.folder, self._trusted)
 
@@ -102,6 +106,8 @@ class FormCache:
         Raises:
             CompiledError: there is one that must not be run, or cannot be read.
         """
+        if not self.host.processor:  # it might be any
+            return None
         path = os.path.join(self.folder, self._name(digest, precision) + ".json")
         try:
             with _opened(path, self._trusted) as fd:
@@ -120,7 +126,7 @@ class FormCache:
             raise CompiledError(f"{path} cannot be read: {error.strerror}") from None
         if found != checksum:
             raise CompiledError(f"{path} is not what was compiled: cut off, or changed")
-        return Form(os.path.realpath(path), precision)
+        return Form(path, precision)
 
     def made_for_others(self, digest: str) -> int:
         """Return how many forms of this bundle were made for another host: they are stale here."""
@@ -160,7 +166,7 @@ class FormCache:
                 if old.startswith(f"{name}-") and old != target:
                     with contextlib.suppress(OSError):
                         os.unlink(os.path.join(self.folder, old))
-        return Form(os.path.realpath(os.path.join(self.folder, target)), precision)
+        return Form(os.path.join(self.folder, target), precision)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -268,7 +274,6 @@ def _make_folder(folder: str) -> None:
 
 
 def _check_folder(folder: str, trusted: tuple[int, int]) -> None:
-    folder = os.path.realpath(folder)
     _check_writers(folder, os.stat(folder), trusted)
     if folder != "/":
         _check_folder(os.path.dirname(folder), trusted)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import tempfile
 import warnings
 import zipfile
@@ -17,13 +18,14 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from swiprd.architectures import CACHE_VARIABLE
+
 OPTIONS: Final = {
     "freezing": True,  # weights become constants, and are laid out for the convolutions
     "cpp.dynamic_threads": True,  # as many as the worker sets, not as many as there are now
     # They are looked for in a folder in /tmp whose name others know, and taken unseen.
     "aot_inductor.precompile_headers": False,
 }
-CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
 LIBRARY: Final = ".so"
 
 
@@ -90,12 +92,25 @@ def compile_network(network: nn.Module, side: int, precision: str, folder: str) 
         module = _InBfloat16(network) if precision == "bf16" else network
         try:
             exported = torch.export.export(module, (example,))
-            aoti_compile_and_package(exported, package_path=package, inductor_configs=dict(OPTIONS))
+            options = {**OPTIONS, "cpp.march": _march()}
+            aoti_compile_and_package(exported, package_path=package, inductor_configs=options)
         except Exception as error:  # so is what a compiler may raise
             # A C++ compiler's own words come last, after a command line of many.
             problem = " ".join(str(error).rpartition("Output:")[2].split())
             raise CompileError(f"torch cannot compile it: {problem:.300}") from error
     return _unpack(package, os.path.join(folder, "model" + LIBRARY))
+
+
+def _march() -> str | None:
+    """Return the processor that g++ compiles for; None: just this one.
+
+    On x86 it must not be just this one: a form is looked up by the features that torch tells of,
+    and those are not all. What x86-64-v3 and torch's own flags for vectors need is among them.
+    """
+    if platform.machine() != "x86_64":
+        return None
+    features = torch.cpu.get_capabilities()
+    return "x86-64-v3" if features.get("avx2") and features.get("fma3") else ""
 
 
 def _unpack(package: str, target: str) -> str:

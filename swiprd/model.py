@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from swiprctl.protocol import SwiprError
+from swiprctl import protocol
+from swiprctl.protocol import Result, SwiprError
 from swiprd.bundle import Bundle, BundleError
 from swiprd.compiled import PRECISIONS, CompiledError, FormCache
 from swiprd.decode import decode
@@ -20,8 +22,8 @@ from swiprd.preprocess import preprocess
 log = logging.getLogger("swiprd")
 
 TOLERANCES: Final = {"fp32": 1e-4, "bf16": 0.02}
-"""Largest difference from a golden score, by precision; in fp32 processors differ by a hundredth of
-it."""
+"""Largest difference from a golden score, by precision; see ``difference``. In fp32 processors
+differ by a hundredth of it."""
 
 
 class Model:
@@ -37,6 +39,12 @@ class Model:
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, *, max_pixels: int) -> None:
+        """Take ``engine`` for ``bundle``.
+
+        Raises:
+            BundleError: the labels are too many or too long for a reply.
+        """
+        _check_reply_fits(bundle)
         self._manifest = bundle.manifest
         self._max_pixels = max_pixels
         self._run = engine.run
@@ -80,10 +88,12 @@ class Model:
                 outputs = self._outputs(data)
                 self._check_count(len(outputs))
                 got = self._scores(outputs)
-            except SwiprError as error:
-                raise BundleError(f"golden picture {index} cannot be scored: {error}") from None
-            off = max(abs(a - b) for a, b in zip(got, expected, strict=True))
-            if off > tolerance:
+            except (SwiprError, RuntimeError, ValueError, TypeError, AssertionError) as error:
+                problem = " ".join(str(error).split())
+                raise BundleError(
+                    f"golden picture {index} cannot be scored: {problem:.300}"
+                ) from None
+            if not difference(got, expected) <= tolerance:
                 raise BundleError(
                     f"golden picture {index} scores {_tuple(got)}, expected {_tuple(expected)}"
                     f" within {tolerance:g}: the weights are damaged, or this machine computes"
@@ -123,6 +133,32 @@ class Model:
         if not all(map(math.isfinite, scores)):
             raise SwiprError("internal", "the model gave no finite scores for this picture")
         return scores
+
+
+def difference(got: Sequence[float], expected: Sequence[float]) -> float:
+    """Return the largest difference of any score, relative where a score is larger than 1."""
+    pairs = zip(got, expected, strict=True)
+    return max(abs(a - b) / max(1.0, abs(b)) for a, b in pairs)
+
+
+def _check_reply_fits(bundle: Bundle) -> None:
+    # The longest id and engine, and numbers with as many digits as there can be.
+    longest = -sys.float_info.min
+    labels = bundle.manifest.labels
+    result = Result(
+        scores=(longest,) * len(labels),
+        labels=labels,
+        model=bundle.digest,
+        engine="compiled",
+        precision="fp32",
+        ms=longest,
+    )
+    size = len(protocol.encode_result("\0" * protocol.MAX_ID_BYTES, result))
+    if size > protocol.MAX_LINE:
+        raise BundleError(
+            f"the bundle has too many or too long labels: a reply would have {size} bytes,"
+            f" expected at most {protocol.MAX_LINE}"
+        )
 
 
 def best_model(

@@ -71,6 +71,9 @@ def assemble(
         network = build(architecture, shapes)
     except UnknownArchitectureError as error:
         raise BundleError(f"{error}; update swipr") from None
+    except (ValueError, RuntimeError, TypeError) as error:  # of a size that it cannot have
+        problem = " ".join(str(error).split())
+        raise BundleError(f"{architecture} cannot be built: {problem:.200}") from None
     own = last_layer(network)
     weights = dict(state)
     if head is None:
@@ -104,7 +107,7 @@ def _load(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:
         problem = " ".join(str(error).split())
-        raise BundleError(f"the bundle's weights do not fit: {problem:.300}") from None
+        raise BundleError(f"the weights do not fit: {problem:.300}") from None
 
 
 class ConcatPool(nn.Module):
@@ -132,7 +135,12 @@ def _make_head(
     made: list[nn.Module] = []
     with WithoutMemory():
         for index, layer in enumerate(layers):
-            shape = shapes.get(f"{HEAD}{index}.weight") or (1, 1)
+            shape = tuple(shapes.get(f"{HEAD}{index}.weight", ()))
+            wanted = {"batch_norm": 1, "linear": 2}.get(layer)
+            if wanted is not None and (len(shape) != wanted or 0 in shape):
+                raise BundleError(
+                    f"expected '{HEAD}{index}.weight' of {wanted} dimensions, got shape {shape}"
+                )
             match layer:
                 case "own_pool":
                     made.append(own_pool or nn.Identity())

@@ -24,6 +24,7 @@ from swiprd.architectures import (
     input_side,
     last_layer,
     torchvision_families,
+    torchvision_models,
     torchvision_names,
 )
 from swiprd.bundle import BundleError, Preprocessing
@@ -107,18 +108,15 @@ def check_together(found: Recognised, side: int) -> None:
     """
     if found.classes < 1:
         raise CheckpointError("its last layer has no outputs")
+    weights = {
+        name: tensor.to("meta", torch.float32 if tensor.is_floating_point() else None)
+        for name, tensor in found.tensors.items()
+    }
     try:
-        weights = {
-            name: tensor.to("meta", torch.float32 if tensor.is_floating_point() else None)
-            for name, tensor in found.tensors.items()
-        }
-        network = assemble(found.architecture, found.head, weights).to("meta")
-        outputs = network(torch.empty(1, 3, side, side, device="meta"))
-    except (BundleError, RuntimeError, ValueError, AssertionError) as error:
-        problem = " ".join(str(error).split())
-        raise CheckpointError(
-            f"it cannot compute with an input of {side} x {side} pixels: {problem:.200}"
-        ) from None
+        network = assemble(found.architecture, found.head, weights)
+    except BundleError as error:
+        raise CheckpointError(str(error)) from None
+    outputs = _compute_without_memory(network, side)
     if outputs.shape != (1, found.classes):
         raise CheckpointError(f"it gives outputs of shape {tuple(outputs.shape)}, expected a row")
 
@@ -172,9 +170,19 @@ def _unnumbered(key: str, names: list[str]) -> str:
 
 
 def _count_features(network: nn.Module) -> int:
-    body = nn.Sequential(*(child for _, child in features(network))).to("meta")
-    found = body(torch.empty(1, 3, 224, 224, device="meta"))
-    return int(found.shape[1])
+    body = nn.Sequential(*(child for _, child in features(network)))
+    return int(_compute_without_memory(body, 224).shape[1])
+
+
+def _compute_without_memory(network: nn.Module, side: int) -> Tensor:
+    try:
+        outputs: Tensor = network.to("meta")(torch.empty(1, 3, side, side, device="meta"))
+    except Exception as error:  # whatever a layer thinks of an input that is not its own
+        problem = " ".join(str(error).split())
+        raise CheckpointError(
+            f"it cannot compute with an input of {side} x {side} pixels: {problem:.200}"
+        ) from None
+    return outputs
 
 
 # --- torchvision ---------------------------------------------------------------------------------
@@ -256,11 +264,9 @@ def torchvision_preprocessing(architecture: str) -> Preprocessing:
     Its transforms work on pillow's pictures, opened without regard to EXIF
     (torchvision.transforms._presets.ImageClassification, datasets.folder.pil_loader).
     """
-    from torchvision.models import get_model_weights
-
     if architecture == RESNEXT101_32X4D:  # for which there are none
         architecture = "resnext101_32x8d"
-    transforms = next(iter(get_model_weights(architecture))).transforms()
+    transforms = next(iter(torchvision_models().get_model_weights(architecture))).transforms()
     rules = dataclasses.replace(
         FASTAI_1,
         rounding="truncate",

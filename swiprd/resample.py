@@ -6,6 +6,7 @@ over columns, so one representation serves all three: ``Taps``. The others are p
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -21,6 +22,8 @@ from swiprd.geometry import Axis
 
 STRIP_BYTES: Final = 2**19
 """Source pixels that are worked on at a time, in bytes; as floats four times that."""
+MAX_TAPS: Final = 2**16
+"""Source rows that are looked at for one piece of the output, about."""
 MAX_SCALED: Final = 2**25
 """Pixels of a scaled picture up to which pillow scales it whole."""
 
@@ -47,15 +50,13 @@ def resample(image: Image.Image, columns: Axis, rows: Axis, filter: str) -> Tens
     """
     if filter in PILLOW:
         return _by_pillow(image, columns, rows, PILLOW[filter])
-    down, across = _taps(columns, rows, filter)
-    width = across.stop - across.first
-    turned = torch.empty(width, len(down), 3)  # as it is when columns have become rows
-    done = 0
-    for strip in _strips(down, width):
-        part = strip.sum(_pixels(image, strip, across)).view(len(strip), width, 3)
-        turned[:, done : done + len(strip)] = part.transpose(0, 1)
-        done += len(strip)
-    return across.sum(turned.flatten(1)).view(len(across), len(down), 3).transpose(0, 1)
+    between = _averaged(columns, rows) if filter == "grid" else (0, 0)
+    # Rows are summed first. Where a picture is squished, the side that shrinks more must be, or
+    # what lies between would be larger than the picture.
+    if columns.source * rows.scaled > 2 * rows.source * columns.scaled:
+        turned = image.transpose(Image.Transpose.TRANSPOSE)
+        return _by_sums(turned, rows, columns, filter, between[::-1]).transpose(0, 1)
+    return _by_sums(image, columns, rows, filter, between)
 
 
 # --- pillow --------------------------------------------------------------------------------------
@@ -95,6 +96,33 @@ def _span(axis: Axis) -> tuple[int, int, float, float]:
 
 
 # --- weighted sums -------------------------------------------------------------------------------
+
+
+def _by_sums(
+    image: Image.Image, columns: Axis, rows: Axis, filter: str, between: tuple[int, int]
+) -> Tensor:
+    across = _remembered(columns, filter, between[0])
+    width = across.stop - across.first
+    count = rows.stop - rows.start
+    turned = torch.empty(width, count, 3)  # as it is when columns have become rows
+    done = 0
+    for piece in _pieces(rows):
+        down = _remembered(piece, filter, between[1])
+        for strip in _strips(down, width):
+            part = strip.sum(_pixels(image, strip, across)).view(len(strip), width, 3)
+            turned[:, done : done + len(strip)] = part.transpose(0, 1)
+            done += len(strip)
+    return across.sum(turned.flatten(1)).view(len(across), count, 3).transpose(0, 1)
+
+
+def _pieces(axis: Axis) -> list[Axis]:
+    """Cut what is kept of ``axis`` into parts whose taps are not too many to be in memory."""
+    looked_at = (axis.stop - axis.start) * axis.source // axis.scaled
+    size = math.ceil((axis.stop - axis.start) / (looked_at // MAX_TAPS + 1))
+    return [
+        dataclasses.replace(axis, start=start, stop=min(start + size, axis.stop))
+        for start in range(axis.start, axis.stop, size)
+    ]
 
 
 def _strips(rows: Taps, width: int) -> list[Taps]:
@@ -160,14 +188,16 @@ class Taps:
         )
 
 
-@functools.lru_cache(maxsize=64)
-def _taps(columns: Axis, rows: Axis, filter: str) -> tuple[Taps, Taps]:
-    """Return the taps over rows and those over columns."""
-    between = _averaged(columns, rows) if filter == "grid" else (0, 0)
-    return (
-        taps(rows, filter, between=between[1]),
-        taps(columns, filter, between=between[0]),
-    )
+def _remembered(axis: Axis, filter: str, between: int) -> Taps:
+    """Return the taps, which are made anew only for the few pictures that need many."""
+    if axis.source > MAX_TAPS:
+        return taps(axis, filter, between=between)
+    return _cached(axis, filter, between)
+
+
+@functools.lru_cache(maxsize=128)
+def _cached(axis: Axis, filter: str, between: int) -> Taps:
+    return taps(axis, filter, between=between)
 
 
 def taps(axis: Axis, filter: str, *, between: int = 0) -> Taps:

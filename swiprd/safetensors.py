@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 MAX_HEADER: Final = 100_000_000  # the safetensors library's own limit, in bytes
 ITEM_SIZES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1}
 """Bytes of one element, by the names that the format gives to types."""
+MAX_DIMENSIONS: Final = 16
+MAX_LENGTH: Final = 2**40
+"""Longest dimension. Both bound what it costs to multiply a stranger's shape."""
 
 
 class SafetensorsError(ValueError):
@@ -40,7 +43,7 @@ def read_content(path: str) -> bytearray:
             meanwhile.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=open_at_once) as file:
             # A bytearray, because torch wants memory that it may write to.
             content = bytearray(os.fstat(file.fileno()).st_size)
             size = file.readinto(content)
@@ -53,8 +56,9 @@ def read_content(path: str) -> bytearray:
     return content
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe in its place would be waited for
+def open_at_once(path: str, flags: int) -> int:
+    """Open a file, for ``open``'s opener; a pipe in its place would be waited for otherwise."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def parse(content: bytearray) -> tuple[Any, dict[str, Tensor]]:
@@ -136,8 +140,13 @@ def _parse_entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[int
                 f"expected {key!r} of tensor {name!r:.80} to be a list of"
                 f" {'' if count is None else f'{count} '}whole numbers, got {found!r:.60}"
             )
-    begin, end = entry["data_offsets"]
-    return dtype, tuple(entry["shape"]), (begin, end)
+    shape, (begin, end) = entry["shape"], entry["data_offsets"]
+    if len(shape) > MAX_DIMENSIONS or max(shape, default=0) > MAX_LENGTH:
+        raise SafetensorsError(
+            f"expected tensor {name!r:.80} to have at most {MAX_DIMENSIONS} dimensions of at most"
+            f" {MAX_LENGTH}, got {shape!r:.60}"
+        )
+    return dtype, tuple(shape), (begin, end)
 
 
 def encode(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
@@ -161,21 +170,42 @@ def encode(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[b
     return [length, encoded, *(tensor.data for tensor in tensors.values())]
 
 
-def write_whole(path: str, parts: Iterable[bytes | memoryview]) -> None:
+def write_whole(
+    path: str,
+    parts: Iterable[bytes | memoryview],
+    *,
+    check: Callable[[str], None] | None = None,
+) -> None:
     """Write ``parts`` to a file that takes its name ``path`` only once it is safely on disk.
+
+    Args:
+        path: of the file; a file that is there is replaced.
+        parts: its bytes, in order.
+        check: called with the file's temporary name before it takes its own; if it raises, the
+            file goes.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
     temporary = f"{path}.{os.getpid()}.part"
-    try:
-        with open(temporary, "xb") as file:
+    with open(temporary, "xb") as file:
+        try:
             for part in parts:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
+            if check is not None:
+                check(temporary)
+            os.rename(temporary, path)
+        except BaseException:
             os.unlink(temporary)
-        raise
+            raise
+    _sync_folder(os.path.dirname(path) or ".")
+
+
+def _sync_folder(path: str) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

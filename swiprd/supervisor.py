@@ -182,6 +182,7 @@ class _Slot:
         self._supervisor = supervisor
         self._config = supervisor.config
         self._failed_starts = 0  # in a row
+        self._died_loading = False  # the last one, without a word
         self.state = "loading"  # what run() begins with
         self.failure: str | None = None
         self.refuses = False
@@ -211,9 +212,11 @@ class _Slot:
                 await self._load(worker)
             except SwiprError as error:
                 # It said why. Patience is for those that die without a word.
+                self._died_loading = False
                 self._failed_starts = max(self._failed_starts, PATIENCE - 1)
                 return self._note_failed_start(error.message)
             except WorkerDied as death:
+                self._died_loading = True
                 return self._note_failed_start(str(death))
             try:
                 await self._work(worker)
@@ -247,10 +250,15 @@ class _Slot:
 
     async def _load(self, worker: _Worker) -> None:
         config = self._config
+        cache_dir = config.cache_dir
+        if self._died_loading and cache_dir is not None:
+            # A compiled form may be what killed the last one, in a way that nobody can catch.
+            log.warning("worker %d starts without compiled forms", worker.pid)
+            cache_dir = None
         settings = {
             "model": config.model,
             "precision": config.precision,
-            "cache_dir": config.cache_dir,
+            "cache_dir": cache_dir,
             "threads": config.threads_per_worker,
             "max_bytes": config.max_bytes,
             "max_pixels": config.max_pixels,
@@ -266,6 +274,7 @@ class _Slot:
             ) from None
         self._supervisor.description = description
         self._failed_starts = 0
+        self._died_loading = False
         self.failure = None
         self.state = "ready"
         log.info(

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from swiprctl import protocol
 from swiprctl.protocol import Line, Result, SwiprError
-from swiprd.bundle import Bundle, BundleError, read_bundle
+from swiprd.bundle import BundleError, read_bundle
 from swiprd.channel import receive
 from swiprd.files import read_image
 
@@ -88,7 +88,6 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
         from swiprd.compiled import FormCache, this_host
         from swiprd.model import best_model
 
-        _check_reply_fits(bundle)
         torch.set_num_threads(settings["threads"])
         folder = settings["cache_dir"]
         forms = None if folder is None else FormCache(folder, this_host())
@@ -103,26 +102,6 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
         log.exception("cannot load the model")
         raise SwiprError("unavailable", f"the worker failed: {error!r}") from None
     return model, settings["max_bytes"]
-
-
-def _check_reply_fits(bundle: Bundle) -> None:
-    # The longest id and engine, and numbers with as many digits as there can be.
-    longest = -sys.float_info.min
-    labels = bundle.manifest.labels
-    result = Result(
-        scores=(longest,) * len(labels),
-        labels=labels,
-        model=bundle.digest,
-        engine="compiled",
-        precision="fp32",
-        ms=longest,
-    )
-    size = len(protocol.encode_result("\0" * protocol.MAX_ID_BYTES, result))
-    if size > protocol.MAX_LINE:
-        raise BundleError(
-            f"the bundle has too many or too long labels: a reply would have {size} bytes,"
-            f" expected at most {protocol.MAX_LINE}"
-        )
 
 
 def _describe(model: Model) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from swiprd.config import ConfigError
 
 DONE: Final = 0
 FAILED: Final = 1
+USAGE: Final = 2
 INTERRUPTED: Final = 130
 
 FAILURES: Final = (
@@ -28,7 +29,6 @@ FAILURES: Final = (
     CheckpointError,
     CompiledError,
     CompileError,
-    ConfigError,
     SwiprError,
 )
 
@@ -47,6 +47,9 @@ def run_command(argv: Sequence[str], environment: Mapping[str, str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         tell(argv[0], f"{where}{error.strerror or error}")
         return FAILED
+    except ConfigError as error:
+        tell(argv[0], str(error))
+        return USAGE
     except FAILURES as error:
         tell(argv[0], str(error))
         return FAILED

@@ -15,19 +15,20 @@ from torch import Tensor
 from swiprctl.protocol import SwiprError
 from swiprd.bundle import Bundle, read_bundle
 from swiprd.commands.output import (
+    MAX_PIXELS,
     Commands,
     add_cache_flags,
     add_command,
     form_cache,
     progress,
+    read_picture,
 )
 from swiprd.compiled import PRECISIONS, Form
 from swiprd.compiler import CompileError, compile_network, workspace
 from swiprd.engines import Engine, compiled, eager
-from swiprd.model import TOLERANCES, Model
+from swiprd.model import TOLERANCES, Model, difference
 from swiprd.network import build_network
 
-MAX_PIXELS: Final = 50_000_000
 MOST_RUNS: Final = 25
 MEASURE_SECONDS: Final = 10.0
 SLOWER: Final = 0.95
@@ -91,12 +92,9 @@ def _pictures(bundle: Bundle, model: Model, paths: Sequence[str]) -> list[bytes]
     """Return the golden pictures' bytes, then those of the files at ``paths``, which must do."""
     found = [bytes(bundle.tensors[golden.image].data) for golden in bundle.manifest.golden]
     for path in paths:
+        found.append(read_picture(path))
         try:
-            with open(path, "rb") as file:
-                found.append(file.read())
             model.compute(found[-1])
-        except OSError as error:
-            raise CompileError(f"{path}: {error.strerror}") from None
         except SwiprError as error:
             raise CompileError(f"{path}: {error}") from None
     return found
@@ -108,11 +106,9 @@ def _pictures(bundle: Bundle, model: Model, paths: Sequence[str]) -> list[bytes]
 def _drift(bundle: Bundle, before: Engine, after: Engine, pictures: Sequence[bytes]) -> float:
     """Return the largest difference of any score."""
     models = [Model(bundle, engine, max_pixels=MAX_PIXELS) for engine in (before, after)]
-    differences = []
-    for picture in pictures:
-        first, second = (model.compute(picture) for model in models)
-        differences += [abs(a - b) for a, b in zip(first, second, strict=True)]
-    return max(differences)
+    return max(
+        difference(*(model.compute(picture) for model in reversed(models))) for picture in pictures
+    )
 
 
 class _Speed:

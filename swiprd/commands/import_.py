@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import io
 import os
@@ -30,13 +29,19 @@ from swiprd.bundle import (
     write_bundle,
 )
 from swiprd.checkpoint import CheckpointError, read_checkpoint
-from swiprd.commands.output import Commands, add_command, score_tuple, tell
+from swiprd.commands.output import (
+    MAX_PIXELS,
+    Commands,
+    add_command,
+    read_picture,
+    score_tuple,
+    tell,
+)
 from swiprd.engines import eager
 from swiprd.model import Model
 from swiprd.network import DTYPES
 from swiprd.recognise import Recognised, check_together, recognise, resized
 
-MAX_PIXELS: Final = 50_000_000
 WIDEST_MARGIN: Final = 64.0
 
 
@@ -158,7 +163,7 @@ def _preprocessing(found: Recognised, args: argparse.Namespace) -> Preprocessing
 def _labels(given: str | None, classes: int) -> tuple[str, ...]:
     if given is None:
         return tuple(map(str, range(classes)))
-    labels = tuple(given.split(","))
+    labels = tuple(label.strip() for label in given.split(","))
     if len(labels) != classes or len(set(labels)) != classes or not all(labels):
         raise CheckpointError(
             f"expected {classes} different labels, as the checkpoint has classes, got {given!r}"
@@ -170,6 +175,7 @@ def _labels(given: str | None, classes: int) -> tuple[str, ...]:
 
 
 def _import(args: argparse.Namespace) -> None:
+    target = _target(args.output, args.source)
     tensors = read_checkpoint(args.source)
     try:
         found = recognise(tensors, architecture=args.arch)
@@ -189,7 +195,7 @@ def _import(args: argparse.Namespace) -> None:
             source=f"{found.system} checkpoint {os.path.basename(args.source)}",
             license=args.license,
         )
-        model = _write(args.output, manifest, found)
+        model = _write(target, manifest, found)
     except CheckpointError as error:
         raise CheckpointError(f"{args.source}: {error}") from None
     tell("import", f"wrote {args.output}, {model.digest}")
@@ -229,19 +235,35 @@ def _write(path: str, manifest: Manifest, found: Recognised) -> Model:
     except SwiprError as error:
         raise CheckpointError(f"with its weights {error}") from None
     whole = dataclasses.replace(manifest, golden=golden)
+    models: list[Model] = []
+
+    def check(written: str) -> None:
+        bundle = read_bundle(written)
+        models.append(Model(bundle, eager(bundle), max_pixels=MAX_PIXELS))
+        models[0].check_golden()
+
     # Under its own name only once it has been read again and has given its answers.
-    staged = f"{path}.{os.getpid()}.new"
-    try:
-        write_bundle(staged, whole, weights | images)
-        written = read_bundle(staged)
-        model = Model(written, eager(written), max_pixels=MAX_PIXELS)
-        model.check_golden()
-        os.rename(staged, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(staged)
-        raise
-    return model
+    write_bundle(path, whole, weights | images, check=check)
+    return models[0]
+
+
+def _target(path: str, source: str) -> str:
+    """Return where the bundle goes, looked at before the work: a link's target, a regular file.
+
+    Raises:
+        CheckpointError: a bundle cannot or should not go there.
+    """
+    target = os.path.realpath(path)
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"{path}: its folder is not there; make it or choose another")
+    if not os.access(folder, os.W_OK):
+        raise CheckpointError(f"{path}: no permission to write to its folder")
+    if os.path.lexists(target) and not os.path.isfile(target):
+        raise CheckpointError(f"{path}: something that is no regular file stands there")
+    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
+        raise CheckpointError(f"{path}: that is the checkpoint itself; choose another output")
+    return target
 
 
 def _stored(tensor: Tensor) -> safetensors.Tensor:
@@ -267,11 +289,12 @@ def _golden_picture(turned: bool) -> Tensor:
 def _check(model: Model, paths: Sequence[str]) -> None:
     failed = 0
     for path in paths:
+        data = None
         try:
-            with open(path, "rb") as file:
-                print(f"{score_tuple(model.compute(file.read()))}  {path}", flush=True)
-        except (OSError, SwiprError) as error:
-            tell("import", f"{path}: {error}")
+            data = read_picture(path)
+            print(f"{score_tuple(model.compute(data))}  {path}", flush=True)
+        except SwiprError as error:
+            tell("import", str(error) if data is None else f"{path}: {error}")
             failed += 1
     if failed:
-        raise SwiprError("not_an_image", f"{failed} of {len(paths)} pictures could not be scored")
+        raise CheckpointError(f"{failed} of {len(paths)} pictures could not be scored")

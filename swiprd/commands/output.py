@@ -9,10 +9,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
+from swiprctl.protocol import SwiprError
 from swiprd.compiled import FormCache, this_host
 from swiprd.config import load_config, usual_cache
+from swiprd.files import open_image, read_image
+
+MAX_FILE: Final = 2**30
+MAX_PIXELS: Final = 1_000_000_000
+"""Limits for pictures that the user of a command names: the highest that can be set."""
 
 Commands = Any  # argparse's own type for the commands of a parser has no public name
 
@@ -99,6 +105,21 @@ def progress(command: str, what: str) -> Iterator[None]:
     finally:
         done.set()
         counter.join()
+
+
+def read_picture(path: str) -> bytes:
+    """Return the bytes of the picture at ``path``.
+
+    Raises:
+        SwiprError: it cannot be read, or is no regular file; the message begins with the path.
+    """
+    fd = open_image(path)
+    try:
+        return read_image(fd, max_bytes=MAX_FILE)
+    except SwiprError as error:
+        raise SwiprError(error.code, f"{path}: {error}") from None
+    finally:
+        os.close(fd)
 
 
 def score_tuple(scores: Sequence[float]) -> str:

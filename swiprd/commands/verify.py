@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-from typing import Final
 
 from swiprd.bundle import read_bundle
-from swiprd.commands.output import Commands, add_cache_flags, add_command, form_cache
+from swiprd.commands.output import (
+    MAX_PIXELS,
+    Commands,
+    add_cache_flags,
+    add_command,
+    form_cache,
+)
 from swiprd.compiled import PRECISIONS
 from swiprd.engines import eager
 from swiprd.model import Model, compiled_engines
-
-MAX_PIXELS: Final = 50_000_000
 
 
 def add_to(commands: Commands) -> None:
