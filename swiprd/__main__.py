@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _fill_standard_descriptors()
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] and words[0] in COMMANDS:
-        # Only now: these import torch, which the daemon's front never does.
-        from swiprd.commands import run_command
-
-        return run_command(words, os.environ)
+        return _run_command(words)
+    if words[:1] and not words[0].startswith("-"):
+        expected = ", ".join(COMMANDS)
+        return _fail(ValueError(f"no command {words[0]!r:.60}, expected one of {expected}"), USAGE)
     args = vars(_parser().parse_args(argv))
     notify_address = os.environ.pop("NOTIFY_SOCKET", None)  # not for the workers
     try:
@@ -71,6 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             own.close()
     log.info("stopped")
     return DONE
+
+
+def _run_command(words: Sequence[str]) -> int:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # so that nothing is left behind
+    try:
+        # Only now: these import torch, which the daemon's front never does.
+        from swiprd.commands import run_command
+    except ModuleNotFoundError as error:
+        hint = "install swipr without --no-deps"
+        return _fail(ImportError(f"{error.name} is not installed; {hint}"), FAILED)
+    return run_command(words, os.environ)
 
 
 def run() -> None:

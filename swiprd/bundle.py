@@ -162,6 +162,8 @@ def read_bundle(path: str) -> Bundle:
     """
     try:
         content = safetensors.read_content(path)
+        if content.startswith((b"PK", b"\x80")):
+            raise BundleError("it looks like torch's; make a bundle of it with swiprd import")
         metadata, tensors = safetensors.parse(content)
         manifest = _parse_manifest(metadata)
         _check_golden(manifest, tensors)

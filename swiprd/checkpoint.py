@@ -21,12 +21,13 @@ from swiprd.bundle import METADATA_KEY
 from swiprd.network import DTYPES, to_torch
 from swiprd.safetensors import SafetensorsError
 
-WRAPPERS: Final = ("state_dict", "model")
+WRAPPERS: Final = ("state_dict", "model_state_dict", "model")
 """Keys under which programs put the state_dict that they save."""
 PREFIXES: Final = ("module.", "_orig_mod.", "model.")
 """What DataParallel, torch.compile and Lightning put before each name."""
 SHARING: Final = 4
 """How many times a file's size its tensors may have together: some share their memory."""
+COMPRESSED: Final = {b"\xfd7zXZ": "xz", b"\x1f\x8b": "gzip", b"BZh": "bzip2"}
 ZIP: Final = b"PK"
 PICKLE: Final = b"\x80"
 MAGIC: Final = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
@@ -117,6 +118,9 @@ def _look_at(path: str) -> None:
         raise CheckpointError(
             "it is an HDF5 file, as Keras writes; expected a checkpoint of torch or safetensors"
         )
+    for magic, program in COMPRESSED.items():
+        if first.startswith(magic):
+            raise CheckpointError(f"it is compressed with {program}; unpack it first")
     if first.startswith(PICKLE) and first[2 : 2 + len(MAGIC)] != MAGIC:
         raise CheckpointError(
             f"it is a pickle of objects, not a checkpoint, and could run code; {EXPORT_HINT}"
@@ -138,14 +142,20 @@ def _look_at(path: str) -> None:
 def _look_at_zip(path: str, size: int) -> None:
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked > size:  # torch stores and never compresses
+        if unpacked > size and not _is_script(archive):  # torch stores and never compresses
             raise CheckpointError(
                 f"it unpacks to {unpacked} bytes, more than its own {size}; torch writes no such"
                 " file"
             )
+        if _is_script(archive):
+            raise CheckpointError(f"it is TorchScript, which is code; {EXPORT_HINT}")
         damaged = archive.testzip()  # which torch does not look at
     if damaged is not None:
         raise CheckpointError(f"it is damaged: the checksum of {damaged!r:.80} is wrong")
+
+
+def _is_script(archive: zipfile.ZipFile) -> bool:
+    return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _load(path: str) -> Any:

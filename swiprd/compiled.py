@@ -99,6 +99,10 @@ class FormCache:
             )
         _make_folder(self.folder)
         _check_folder(self.folder, self._trusted)
+        if not os.access(self.folder, os.W_OK):
+            raise CompiledError(
+                f"no permission to write to {self.folder}; run it with sudo, or give --cache-dir"
+            )
 
     def find(self, digest: str, precision: str) -> Form | None:
         """Return the form of the bundle with this digest; None: there is none for this host.

@@ -54,15 +54,18 @@ def workspace() -> Iterator[str]:
     torch makes a folder in /tmp whose name others know, and leaves it there.
     """
     with tempfile.TemporaryDirectory(prefix="swipr-") as folder:
-        before = os.environ.get(CACHE_VARIABLE)
-        os.environ[CACHE_VARIABLE] = folder  # the only way in which torch lets itself be told
+        # The only way in which torch and g++ let themselves be told.
+        names = (CACHE_VARIABLE, "TMPDIR")
+        before = {name: os.environ.get(name) for name in names}
+        os.environ.update(dict.fromkeys(names, folder))
         try:
             yield folder
         finally:
-            if before is None:
-                del os.environ[CACHE_VARIABLE]
-            else:
-                os.environ[CACHE_VARIABLE] = before
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def compile_network(network: nn.Module, side: int, precision: str, folder: str) -> str:
@@ -76,19 +79,13 @@ def compile_network(network: nn.Module, side: int, precision: str, folder: str) 
         folder: what ``workspace`` made.
 
     Raises:
-        CompileError: no C++ compiler is there, or torch cannot compile this network.
+        CompileError: torch cannot compile this network.
     """
     example = torch.zeros(1, 3, side, side).to(memory_format=torch.channels_last)
     package = os.path.join(folder, "package.pt2")
     with _quiet(), torch.no_grad():
-        from torch._inductor import aoti_compile_and_package, cpp_builder
+        from torch._inductor import aoti_compile_and_package
 
-        try:
-            cpp_builder.get_cpp_compiler()
-        except Exception as error:  # its kind is torch's own business
-            raise CompileError(
-                "there is no C++ compiler; install g++ (Debian: apt-get install g++)"
-            ) from error
         module = _InBfloat16(network) if precision == "bf16" else network
         try:
             exported = torch.export.export(module, (example,))
@@ -99,6 +96,23 @@ def compile_network(network: nn.Module, side: int, precision: str, folder: str) 
             problem = " ".join(str(error).rpartition("Output:")[2].split())
             raise CompileError(f"torch cannot compile it: {problem:.300}") from error
     return _unpack(package, os.path.join(folder, "model" + LIBRARY))
+
+
+def check_compiler() -> None:
+    """Look for a C++ compiler, where torch will; within ``workspace``.
+
+    Raises:
+        CompileError: there is none.
+    """
+    with _quiet():
+        from torch._inductor import cpp_builder
+
+        try:
+            cpp_builder.get_cpp_compiler()
+        except Exception as error:  # its kind is torch's own business
+            raise CompileError(
+                "there is no C++ compiler; install g++ (Debian: apt-get install g++)"
+            ) from error
 
 
 def _march() -> str | None:

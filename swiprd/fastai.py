@@ -112,7 +112,8 @@ def read_learner(tensors: Mapping[str, Tensor]) -> Learner | None:
         )
     if {name.partition(".")[0] for name in tensors} == {"0", "1"}:
         return _read_1_or_2(tensors)
-    return _read_0_7(tensors) if "0.weight" in tensors else None
+    numbered = "0.weight" in tensors and any(name.startswith("4.0.") for name in tensors)
+    return _read_0_7(tensors) if numbered else None
 
 
 def _is_number(text: str) -> bool:

@@ -88,7 +88,9 @@ class Model:
                 outputs = self._outputs(data)
                 self._check_count(len(outputs))
                 got = self._scores(outputs)
-            except (SwiprError, RuntimeError, ValueError, TypeError, AssertionError) as error:
+            except BundleError:
+                raise
+            except Exception as error:  # whatever a layer thinks of an input that is not its own
                 problem = " ".join(str(error).split())
                 raise BundleError(
                     f"golden picture {index} cannot be scored: {problem:.300}"
@@ -188,6 +190,11 @@ def best_model(
                 log.warning("a compiled form is not used: %s", " ".join(str(error).split()))
             else:
                 return model
+    if precision == "bf16":
+        log.warning(
+            "no compiled form in bf16 can be used: serving fp32; make one with swiprd compile"
+            " --precision bf16"
+        )
     model = Model(bundle, eager(bundle), max_pixels=max_pixels)
     model.check_golden()
     return model

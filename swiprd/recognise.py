@@ -149,7 +149,8 @@ def _recognise_learner(learner: Learner, architecture: str | None) -> Recognised
         )
     raise CheckpointError(
         f"it is of {learner.generation}, but its body is {_not(architecture)}: it begins with"
-        f" {_beginning(learner.body)}; {_known(architecture)}"
+        f" {_beginning(learner.body)}; fast.ai's own xresnet cannot be served;"
+        f" {_known(architecture)}"
     )
 
 

@@ -54,9 +54,9 @@ def resample(image: Image.Image, columns: Axis, rows: Axis, filter: str) -> Tens
     # Rows are summed first. Where a picture is squished, the side that shrinks more must be, or
     # what lies between would be larger than the picture.
     if columns.source * rows.scaled > 2 * rows.source * columns.scaled:
-        turned = image.transpose(Image.Transpose.TRANSPOSE)
-        return _by_sums(turned, rows, columns, filter, between[::-1]).transpose(0, 1)
-    return _by_sums(image, columns, rows, filter, between)
+        turned = _by_sums(image, rows, columns, filter, between[::-1], turn=True)
+        return turned.transpose(0, 1)
+    return _by_sums(image, columns, rows, filter, between, turn=False)
 
 
 # --- pillow --------------------------------------------------------------------------------------
@@ -99,8 +99,15 @@ def _span(axis: Axis) -> tuple[int, int, float, float]:
 
 
 def _by_sums(
-    image: Image.Image, columns: Axis, rows: Axis, filter: str, between: tuple[int, int]
+    image: Image.Image,
+    columns: Axis,
+    rows: Axis,
+    filter: str,
+    between: tuple[int, int],
+    *,
+    turn: bool,
 ) -> Tensor:
+    """Do what ``resample`` does; with ``turn``, to the picture whose columns are these rows."""
     across = _remembered(columns, filter, between[0])
     width = across.stop - across.first
     count = rows.stop - rows.start
@@ -109,7 +116,8 @@ def _by_sums(
     for piece in _pieces(rows):
         down = _remembered(piece, filter, between[1])
         for strip in _strips(down, width):
-            part = strip.sum(_pixels(image, strip, across)).view(len(strip), width, 3)
+            pixels = _pixels(image, strip, across, turn=turn)
+            part = strip.sum(pixels).view(len(strip), width, 3)
             turned[:, done : done + len(strip)] = part.transpose(0, 1)
             done += len(strip)
     return across.sum(turned.flatten(1)).view(len(across), count, 3).transpose(0, 1)
@@ -131,9 +139,13 @@ def _strips(rows: Taps, width: int) -> list[Taps]:
     return rows.split(math.ceil(len(rows) / count))
 
 
-def _pixels(image: Image.Image, rows: Taps, columns: Taps) -> Tensor:
-    """Return the part of ``image`` that is looked at: float32 (rows, columns * 3)."""
-    part = image.crop((columns.first, rows.first, columns.stop, rows.stop))
+def _pixels(image: Image.Image, rows: Taps, columns: Taps, *, turn: bool) -> Tensor:
+    """Return the part of the picture that is looked at: float32 (rows, columns * 3)."""
+    if turn:
+        part = image.crop((rows.first, columns.first, rows.stop, columns.stop))
+        part = part.transpose(Image.Transpose.TRANSPOSE)
+    else:
+        part = image.crop((columns.first, rows.first, columns.stop, rows.stop))
     pixels = torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8)
     return pixels.view(part.height, -1).float()
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import lzma
 import math
 import os
 import pickle
 import random
 import sys
 import types
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,6 +86,7 @@ LAYOUTS: dict[str, Callable[[dict[str, Tensor], Path], object]] = {
         {f"_orig_mod.module.{name}": x for name, x in t.items()}, path
     ),
     "state_dict": lambda t, path: torch.save({"state_dict": t, "epoch": 3}, path),
+    "model_state_dict": lambda t, path: torch.save({"model_state_dict": t, "epoch": 3}, path),
     "model": lambda t, path: stream({"model": t, "args": argparse.Namespace(lr=0.1)}, path),
     "model with optimizer": beside_an_optimizer,
     "cuda": lambda t, path: path.write_bytes(
@@ -152,6 +155,23 @@ def damaged_zip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def torchscript(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is going away
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+
+
+def numbered_transformer(path: Path) -> None:
+    """As if fast.ai could cut a network that has no feature map."""
+    children = {"conv_proj": 0, "encoder": 1}
+    tensors = {"1.1.weight": torch.zeros(2, 1536)}
+    for name, tensor in models.vit_b_32().state_dict().items():
+        child, _, rest = name.partition(".")
+        if child in children:
+            tensors[f"0.{children[child]}.{rest}"] = tensor
+    torch.save(tensors, path)
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
     "HDF5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), "an HDF5 file"),
@@ -188,8 +208,38 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "complex": (
         lambda path: torch.save({"a": torch.ones(2, dtype=torch.complex64)}, path),
-        "'a' is no dense tensor of real numbers",
+        "'a' is of torch.complex64, expected one of float64",
     ),
+    "claims more than it has": (
+        lambda path: torch.save({"a": torch.zeros(1).expand(60_000, 60_000)}, path),
+        "its tensors have 14400000000 bytes, far more than its own",
+    ),
+    "nowhere": (
+        lambda path: torch.save({"a": torch.zeros(2, device="meta")}, path),
+        "'a' is no dense tensor",
+    ),
+    "eight bits": (
+        lambda path: torch.save({"a": torch.zeros(2).to(torch.float8_e4m3fn)}, path),
+        "'a' is of torch.float8_e4m3fn, expected one of float64, float32",
+    ),
+    "booleans": (
+        lambda path: torch.save({"a": torch.zeros(2, dtype=torch.bool)}, path),
+        "'a' is of torch.bool, expected one of float64",
+    ),
+    "TorchScript": (
+        torchscript,
+        "it is TorchScript, which is code; save the weights alone",
+    ),
+    "compressed": (
+        lambda path: path.write_bytes(lzma.compress(b"x")),
+        "it is compressed with xz; unpack it first",
+    ),
+    "pipe": (os.mkfifo, "it is no regular file"),
+    "under another name": (
+        lambda path: torch.save({"net": small()}, path),
+        "got dict at 'net'; save the state_dict alone, or under 'state_dict' or 'model'",
+    ),
+    "transformer as fast.ai's": (numbered_transformer, "cannot compute with an input of 224 x 224"),
     "bundle": (bundle, "it is a bundle already; serve it"),
     "flipped bit": (damaged_zip, "it is damaged: the checksum of "),
     "safetensors cut off": (

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import io
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +29,17 @@ SMALL = "shufflenet_v2_x0_5"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def swiprd(*words: object) -> subprocess.CompletedProcess[str]:
+def swiprd(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-P", "-m", "swiprd", *map(str, words)],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
-        env={**os.environ, "SWIPRD_CACHE_DIR": "/nonexistent"},
+        # Not flushed line by line, as where a user sends it into a pipe.
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+        | {"SWIPRD_CACHE_DIR": "/nonexistent"}
+        | environment,
     )
 
 
@@ -178,6 +183,8 @@ def test_what_does_not_fit_the_file_is_refused(
         ["--size", "2.5"],
         ["--mean", "1,2"],
         ["--mean", "a,b,c"],
+        ["--mean", "123,116,103"],
+        ["--std", "58,57,57"],
         ["--std", "1,0,1"],
         ["--std", "nan,1,1"],
         ["--fit", "long"],
@@ -199,12 +206,117 @@ def test_a_flag_that_is_wrong_in_itself_is_wrong_usage(
     assert list(folder.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_to_is_told(small: Path, folder: Path) -> None:
-    """No traceback, and no part of a file."""
-    done = swiprd("import", small, "-o", folder / "none" / "b")
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("none/b", "its folder is not there; make it or choose another"),
+        ("folder", "something that is no regular file stands there"),
+        ("pipe", "something that is no regular file stands there"),
+        ("/dev/null", "something that is no regular file stands there"),
+        ("same", "that is the checkpoint itself; choose another output"),
+        ("link", "that is the checkpoint itself; choose another output"),
+    ],
+)
+def test_an_output_that_will_not_do_is_told_before_the_work(
+    output: str, words: str, small: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And whatever stands there is left alone."""
+    source = folder / "same"
+    source.write_bytes(small.read_bytes())
+    (folder / "link").symlink_to("same")
+    (folder / "folder").mkdir()
+    os.mkfifo(folder / "pipe")
+    before = sorted(folder.iterdir())
+    target = folder / output  # an absolute one stays itself
+    assert run_command(["import", str(source), "-o", str(target)], {}) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"swiprd import: {target}: {words}"
+    assert sorted(folder.iterdir()) == before
+    assert source.read_bytes() == small.read_bytes()
+
+
+def test_a_link_leads_to_the_file_that_is_written(small: Path, folder: Path) -> None:
+    """The link stays one."""
+    (folder / "link").symlink_to("b")
+    assert run_command(["import", str(small), "-o", str(folder / "link")], {}) == 0
+    assert (folder / "link").is_symlink()
+    assert read_bundle(str(folder / "b")).manifest.architecture == SMALL
+
+
+def test_labels_that_no_reply_could_carry_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """When the bundle would be made, not when the daemon loads it."""
+    torch.save(models.get_model(SMALL, num_classes=5000).state_dict(), folder / "c")
+    assert run_command(["import", str(folder / "c"), "-o", str(folder / "b")], {}) == 1
+    assert "too many or too long labels: a reply would have" in capsys.readouterr().err
+    assert not (folder / "b").exists()
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_nothing_is_left_in_tmp_nor_looked_for_there(
+    taken: bool, small: Path, folder: Path
+) -> None:
+    """Torch would make a folder whose name others know, and fail where they have taken it."""
+    if taken:
+        for name in ("root", "nobody", getpass.getuser()):
+            (folder / f"torchinductor_{name}").write_text("")
+    before = sorted(folder.iterdir())
+    with tempfile.TemporaryDirectory() as other:
+        done = swiprd("import", small, "-o", f"{other}/b", TMPDIR=str(folder))
+        assert done.returncode == 0, done.stderr
+        assert swiprd("verify", f"{other}/b", TMPDIR=str(folder)).returncode == 0
+    assert sorted(folder.iterdir()) == before
+
+
+def test_large_numbers_need_not_agree_to_the_fourth_decimal(small: Path, folder: Path) -> None:
+    """Where there is no activation, single precision has seven digits and no more."""
+    tensors = torch.load(small, weights_only=True)
+    tensors["fc.weight"] *= 1e10
+    torch.save(tensors, folder / "c")
+    words = ["import", str(folder / "c"), "-o", str(folder / "b"), "--activation", "none"]
+    assert run_command(words, {}) == 0
+    bundle = read_bundle(str(folder / "b"))
+    golden = tuple(
+        dataclasses.replace(g, scores=tuple(score * (1 + 2e-6) for score in g.scores))
+        for g in bundle.manifest.golden
+    )
+    assert max(abs(score) for g in golden for score in g.scores) > 1000
+    manifest = dataclasses.replace(bundle.manifest, golden=golden)
+    write_bundle(str(folder / "b"), manifest, bundle.tensors)
+    assert run_command(["verify", str(folder / "b")], {"SWIPRD_CACHE_DIR": "/nonexistent"}) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["imprt", "x"],
+            "swiprd: no command 'imprt', expected one of import, compile",
+        ),
+        (["show", "--josn", "x"], "swiprd show: error: no option --josn"),
+    ],
+)
+def test_a_mistyped_word_is_named(words: list[str], message: str) -> None:
+    """Not some other word, and not as what it is not."""
+    done = swiprd(*words)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+
+
+def test_an_answer_that_cannot_be_written_is_no_success(imported: Path) -> None:
+    """A full disk is told, and is status 1."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "swiprd", "show", str(imported)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
+        )
     assert done.returncode == 1
-    assert "No such file or directory" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "cannot write to standard output: No space left" in done.stderr
 
 
 def test_a_bundle_that_was_there_before_stays_when_the_import_fails(
@@ -222,14 +334,14 @@ def test_show_prints_no_control_characters(
     small: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A bundle is a stranger's file; its names cannot steer a terminal."""
-    labels = "A\x1b[31m,B\n,C"
+    labels = "A\x1b[31m,B\nb,C"
     words = ["import", str(small), "-o", str(folder / "b"), "--labels", labels]
     assert run_command(words, {}) == 0
     capsys.readouterr()
     assert run_command(["show", str(folder / "b")], {"SWIPRD_CACHE_DIR": "/nonexistent"}) == 0
     shown = capsys.readouterr().out
     assert all(line.isprintable() for line in shown.splitlines())
-    assert "A\\x1b[31m B\\n C" in shown
+    assert "A\\x1b[31m B\\nb C" in shown
 
 
 # --- show and verify -----------------------------------------------------------------------------

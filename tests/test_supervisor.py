@@ -53,6 +53,11 @@ match words[min(start, len(words)) - 1]:
     case "ready":
         described = {"model": "sha256:0", "labels": ["no", "yes"], "engine": "e", "precision": "p"}
         link.sendall(encode({"ready": described}))
+    case "plain" if settings["cache_dir"] is not None:
+        sys.exit(1)
+    case "plain":
+        described = {"model": "sha256:0", "labels": ["no", "yes"], "engine": "e", "precision": "p"}
+        link.sendall(encode({"ready": described}))
     case "refuse":
         error = {"code": "unavailable", "number": -1, "message": "no good", "retryable": True}
         link.sendall(encode({"error": error}))
@@ -507,3 +512,25 @@ def test_the_end_does_not_wait_for_a_start(folder: Path) -> None:
         assert await asked == "shutting_down"
 
     within(folder, test, "hang")
+
+
+def test_a_worker_that_died_of_a_compiled_form_is_followed_by_one_without(folder: Path) -> None:
+    """The form may be for another processor: what computes must never keep the service down."""
+
+    async def test(bench: Bench) -> None:
+        assert await bench.outcome("x 5") == 5
+        assert len(bench.noted("starts")) == 2
+
+    within(folder, test, "plain", cache_dir="/nonexistent")
+
+
+def test_a_worker_that_said_why_it_cannot_start_keeps_its_compiled_forms(folder: Path) -> None:
+    """Once the bundle is mended, the next worker takes the best engine again."""
+
+    async def test(bench: Bench) -> None:
+        await until(lambda: bench.state() == "failed", "a refusal")
+        await until(lambda: not bench.supervisor._is_hopeless(), "another try")
+        assert await bench.outcome("5") == "unavailable"
+        assert len(bench.noted("starts")) == 2
+
+    within(folder, test, "refuse plain plain", cache_dir="/nonexistent", load_timeout=5)

@@ -39,7 +39,9 @@ def run_command(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (import_, compile_, show, verify):
         command.add_to(commands)
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        commands.choices[argv[0]].error(f"no option {unknown[0]}")
     args.environment = environment
     try:
         args.run(args)

@@ -24,7 +24,7 @@ from swiprd.commands.output import (
     read_picture,
 )
 from swiprd.compiled import PRECISIONS, Form
-from swiprd.compiler import CompileError, compile_network, workspace
+from swiprd.compiler import CompileError, check_compiler, compile_network, workspace
 from swiprd.engines import Engine, compiled, eager
 from swiprd.model import TOLERANCES, Model, difference
 from swiprd.network import build_network
@@ -69,6 +69,7 @@ def _compile(args: argparse.Namespace) -> None:
         )
     forms.prepare()
     with workspace() as folder:
+        check_compiler()
         reference = eager(bundle)
         model = Model(bundle, reference, max_pixels=MAX_PIXELS)
         model.check_golden()

@@ -91,7 +91,7 @@ def add_to(commands: Commands) -> None:
         help=f"{', '.join(RESAMPLES)}; fast.ai 0.7 before March 2018: linear",
     )
     pictures.add_argument("--orientation", choices=ORIENTATIONS, help="whether EXIF turns pictures")
-    pictures.add_argument("--mean", metavar="R,G,B", type=_channels, help="of values from 0 to 1")
+    pictures.add_argument("--mean", metavar="R,G,B", type=_means, help="of values from 0 to 1")
     pictures.add_argument("--std", metavar="R,G,B", type=_deviations, help="of values from 0 to 1")
     pictures.add_argument(
         "--jpeg-margin",
@@ -121,10 +121,21 @@ def _channels(text: str) -> tuple[float, ...]:
     return values
 
 
+def _means(text: str) -> tuple[float, ...]:
+    values = _channels(text)
+    if not all(-1 <= value <= 1 for value in values):
+        raise argparse.ArgumentTypeError(
+            f"expected means of values from 0 to 1, got {text!r}; divide by 255"
+        )
+    return values
+
+
 def _deviations(text: str) -> tuple[float, ...]:
     values = _channels(text)
-    if 0 in values:
-        raise argparse.ArgumentTypeError(f"expected deviations other than 0, got {text!r}")
+    if not all(0 < value <= 10 for value in values):
+        raise argparse.ArgumentTypeError(
+            f"expected deviations of values from 0 to 1, above 0, got {text!r}; divide by 255"
+        )
     return values
 
 
