@@ -15,6 +15,9 @@ import pytest
 
 from tests.daemon import Daemon
 
+# Torchvision, which tests import too, would have torch make a folder in /tmp.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", "/")
+
 StartDaemon = Callable[..., Daemon]
 
 

@@ -207,8 +207,11 @@ def test_a_file_that_may_not_be_read_is_told_so(daemon: Daemon, folder: Path) ->
 
 # --- what is sent --------------------------------------------------------------------------------
 
+REST = {"engine": "e", "precision": "p", "ms": 1}
+"""What a whole reply has beside scores, labels and model."""
+
 scores = replies(
-    lambda number: line(id=number, scores=[0.25, 0.75], labels=["no", "yes"], model="", ms=1)
+    lambda number: line(id=number, scores=[0.25, 0.75], labels=["no", "yes"], model="", **REST)
 )
 
 
@@ -296,7 +299,7 @@ def test_a_reply_that_is_not_ours_is_refused(folder: Path, behave: Behaviour) ->
 def test_scores_that_are_not_whole_are_refused(folder: Path) -> None:
     """A reply to compute without proper scores is bad_reply, and nothing is returned."""
     behave = replies(
-        lambda number: line(id=number, scores=[0.5], labels=["a", "b"], model="", ms=1)
+        lambda number: line(id=number, scores=[0.5], labels=["a", "b"], model="", **REST)
     )
     with Peer(folder, behave) as peer, Client(peer.path, timeout=10) as client:
         assert code_of(lambda: client.compute(CHELSEA)) == "bad_reply"

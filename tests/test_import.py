@@ -25,6 +25,9 @@ from tests.conftest import StartDaemon
 
 SCORED = [name for name, found in expected("0.7").items() if found["status"] == "ok"]
 SMALL = "shufflenet_v2_x0_5"
+OURS = ("PYTHONUNBUFFERED", "TORCHINDUCTOR_CACHE_DIR")
+"""Variables of the tests that a user does not have: the one flushes each line, the other keeps
+torch out of /tmp."""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,8 +39,7 @@ def swiprd(*words: object, **environment: str) -> subprocess.CompletedProcess[st
         text=True,
         timeout=120,
         check=False,
-        # Not flushed line by line, as where a user sends it into a pipe.
-        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+        env={k: v for k, v in os.environ.items() if k not in OURS}
         | {"SWIPRD_CACHE_DIR": "/nonexistent"}
         | environment,
     )

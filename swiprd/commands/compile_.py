@@ -69,11 +69,11 @@ def _compile(args: argparse.Namespace) -> None:
         )
     forms.prepare()
     with workspace() as folder:
-        check_compiler()
         reference = eager(bundle)
         model = Model(bundle, reference, max_pixels=MAX_PIXELS)
         model.check_golden()
         pictures = _pictures(bundle, model, args.images)
+        check_compiler()
         with progress("compile", f"compiling in {args.precision}, which takes about a minute"):
             library = compile_network(
                 build_network(bundle), bundle.manifest.preprocessing.crop, args.precision, folder
