@@ -171,9 +171,8 @@ def test_nothing_there_gives_nothing(folder: Path, there: bool) -> None:
         (dataclasses.replace(HOST, torch="2.9.1"), DIGEST, "fp32"),
         (dataclasses.replace(HOST, processor=("avx2",)), DIGEST, "fp32"),
         (dataclasses.replace(HOST, processor=("avx2", "avx512_f", "fma3")), DIGEST, "fp32"),
-        (dataclasses.replace(HOST, processor=()), DIGEST, "fp32"),
     ],
-    ids=["bundle", "precision", "torch", "fewer features", "more features", "no features"],
+    ids=["bundle", "precision", "torch", "fewer features", "more features"],
 )
 def test_a_form_is_for_one_bundle_precision_torch_and_processor(
     place: Place, host: Host, digest: str, precision: str
@@ -526,6 +525,14 @@ def test_who_asks_for_another_user_sees_what_that_user_would(place: Place, which
     os.chown(place.path(which), NOBODY - 1, NOBODY)
     with pytest.raises(CompiledError, match=f"expected root or {NOBODY}"):
         theirs.find(DIGEST, "fp32")
+
+
+def test_where_torch_cannot_tell_the_processor_there_are_no_forms(place: Place) -> None:
+    """It might be any; nothing is looked for, and nothing compiled."""
+    unknown = FormCache(str(place.folder), dataclasses.replace(HOST, processor=()))
+    assert unknown.find(DIGEST, "fp32") is None
+    with pytest.raises(CompiledError, match="cannot tell what this processor can do"):
+        unknown.prepare()
 
 
 def test_two_do_not_keep_a_form_at_once(place: Place) -> None:
