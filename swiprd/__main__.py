@@ -94,6 +94,8 @@ def run() -> None:
 
 
 def _flushed(status: int) -> int:
+    if sys.stdout is None:  # it was closed when we were started
+        return status
     try:
         sys.stdout.flush()
     except OSError as error:

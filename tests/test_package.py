@@ -74,7 +74,7 @@ TORCH_MODULES = {
         "worker",
     )
 }
-TORCHVISION_MODULES = {"swiprd.architectures", "swiprd.recognise"}
+TORCHVISION_MODULES = {"swiprd.architectures"}
 PILLOW_MODULES = {
     "swiprd.decode",
     "swiprd.resample",
