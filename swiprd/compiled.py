@@ -3,8 +3,8 @@
 A compiled form is machine code in a shared library: whoever can write it can do what this process
 can. So a form is loaded only when root or this process's own user wrote it, where nobody else can
 write, and only when it is byte for byte what was compiled, from this very bundle, for this torch
-and for this processor. Two files make one form, and the second, which is written last, names the
-first::
+and for this processor. Two files make one form; the record is written last, and its digest names
+the library::
 
     NAME.json          what it was made from and for, and the digest of the library
     NAME-DIGEST.so     the library
@@ -91,7 +91,7 @@ class FormCache:
 
         Raises:
             OSError: it cannot be made.
-            CompiledError: others can write to it.
+            CompiledError: others can write to it, or we cannot, or the processor is not known.
         """
         if not self.host.processor:
             raise CompiledError(
