@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import stat
 from collections.abc import Iterator
 from typing import Final
+
+from swiprd.lock import ForeignLockError, lock_file
 
 MODE: Final = 0o660
 BACKLOG: Final = 128
@@ -47,6 +48,9 @@ class OwnSocket:
         except OSError as error:
             self.socket.close()
             raise ListenError(f"cannot listen at {path}: {error.strerror or error}") from None
+        except ForeignLockError as error:
+            self.socket.close()
+            raise ListenError(f"cannot listen at {path}: {error}") from None
         except ListenError:
             self.socket.close()
             raise
@@ -76,28 +80,15 @@ class OwnSocket:
 def _alone_at(path: str) -> Iterator[None]:
     """Keep other starting daemons waiting.
 
-    What is bound and does not listen yet looks just like what a dead daemon left behind. The lock
-    is a file beside the socket that only our own user may open, so nobody else can hold it.
+    What is bound and does not listen yet looks just like what a dead daemon left behind.
     """
     name = path + ".lock"
-    while True:
-        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            found = os.fstat(lock)
-            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
-                raise ListenError(
-                    f"cannot listen at {path}: others can hold the lock {name}; remove it or choose"
-                    " another path"
-                )
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if _is_still_at(name, lock):  # its last holder may have removed it meanwhile
-                try:
-                    yield
-                finally:
-                    os.unlink(name)
-                return
-        finally:
-            os.close(lock)
+    lock = lock_file(name, wait=True)
+    try:
+        yield
+    finally:
+        os.unlink(name)
+        os.close(lock)
 
 
 @contextlib.contextmanager
@@ -107,14 +98,6 @@ def _umask(mask: int) -> Iterator[None]:
         yield
     finally:
         os.umask(before)
-
-
-def _is_still_at(name: str, fd: int) -> bool:
-    found = os.fstat(fd)
-    try:
-        return _identity(name) == (found.st_dev, found.st_ino)
-    except FileNotFoundError:
-        return False
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import MutableMapping
+import time
+from collections.abc import Mapping, MutableMapping
 from typing import Final
 
 FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
@@ -49,8 +50,8 @@ def listen_fds(environment: MutableMapping[str, str]) -> list[socket.socket]:
 
 
 def _number(text: str | None) -> int | None:
-    """Return the unsigned 32-bit number in ``text``, None when it is none."""
-    if text is None or not (text.isascii() and text.isdigit() and len(text) <= 10):
+    """Return the unsigned 64-bit number in ``text``, None when it is none."""
+    if text is None or not (text.isascii() and text.isdigit() and len(text) <= 19):
         return None
     return int(text)
 
@@ -70,22 +71,66 @@ def _listener(fd: int) -> socket.socket:
     return sock
 
 
-def notify(address: str | None, *assignments: str) -> None:
-    """Tell the service manager, as in ``notify(address, "READY=1", "STATUS=ready")``.
+class ServiceManager:
+    """Whoever started this service and wants to hear how it fares; perhaps nobody.
 
-    Args:
-        address: what ``$NOTIFY_SOCKET`` holds; None: nobody asked, nothing is done.
-        assignments: ``NAME=value`` lines of sd_notify(3).
-
-    Nothing is raised when the manager cannot be reached: no service dies of that.
+    Attributes:
+        watchdog: seconds within which it must hear ``WATCHDOG=1`` again; None: it does not wait
+            for that.
     """
-    if address is None:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
+
+    def __init__(self, address: str | None, watchdog: float | None = None) -> None:
+        """Take ``address`` from ``$NOTIFY_SOCKET``; None: nobody asked, nothing is sent."""
+        self._address = "\0" + address[1:] if address and address.startswith("@") else address
+        self.watchdog = watchdog
+
+    def tell(self, *assignments: str) -> None:
+        """Send ``NAME=value`` lines of sd_notify(3), as in ``tell("READY=1", "STATUS=ready")``.
+
+        Nothing is raised when the manager cannot be reached: no service dies of that.
+        """
+        if not self._address:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.setblocking(False)
+                sock.sendto("\n".join(assignments).encode(), self._address)
+        except OSError:
+            pass
+
+
+def service_manager(environment: MutableMapping[str, str]) -> ServiceManager:
+    """Return who is to be told, and forget the variables: they are not for our children.
+
+    Raises:
+        ActivationError: the watchdog's variables are malformed.
+    """
+    address, usec, pid = (
+        environment.pop(name, None) for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+    )
+    if usec is None or (pid is not None and _number(pid) != os.getpid()):
+        return ServiceManager(address)
+    microseconds = _number(usec)
+    if not microseconds:
+        raise ActivationError(f"expected WATCHDOG_USEC to be microseconds, got {usec!r}")
+    return ServiceManager(address, microseconds / 1e6)
+
+
+def reloading() -> tuple[str, str]:
+    """Return what announces a reload; ``READY=1`` ends it."""
+    return "RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}"
+
+
+def extend_timeout(seconds: float) -> str:
+    """Return what asks for ``seconds`` from now, where the unit's own time might be less."""
+    return f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}"
+
+
+def is_journal(environment: Mapping[str, str], fd: int) -> bool:
+    """Return whether what is written to ``fd`` goes to the journal; see systemd.exec(5)."""
+    device, colon, inode = environment.get("JOURNAL_STREAM", "").partition(":")
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.setblocking(False)
-            sock.sendto("\n".join(assignments).encode(), address)
+        found = os.fstat(fd)
     except OSError:
-        pass
+        return False
+    return bool(colon) and (device, inode) == (str(found.st_dev), str(found.st_ino))

@@ -16,7 +16,14 @@ from typing import Any, Final
 
 import pytest
 
-from swiprd.systemd import notify
+from swiprd.systemd import (
+    ActivationError,
+    ServiceManager,
+    extend_timeout,
+    is_journal,
+    reloading,
+    service_manager,
+)
 
 RECEIVER: Final = """
 import fcntl, json, os, sys
@@ -306,7 +313,7 @@ def test_an_assignment_reaches_the_manager(kind: str, folder: Path) -> None:
     """One call is one datagram, by path as by abstract name."""
     address = address_in(folder, kind)
     with manager(address) as sock:
-        notify(address, "READY=1")
+        ServiceManager(address).tell("READY=1")
         assert sock.recv(4096) == b"READY=1"
         with pytest.raises(BlockingIOError):
             sock.recv(4096)
@@ -316,14 +323,14 @@ def test_several_assignments_are_lines_of_one_datagram(folder: Path) -> None:
     """The manager takes them together or not at all."""
     address = address_in(folder, "path")
     with manager(address) as sock:
-        notify(address, "READY=1", "STATUS=classé", "WATCHDOG=1")
+        ServiceManager(address).tell("READY=1", "STATUS=classé", "WATCHDOG=1")
         assert sock.recv(4096) == "READY=1\nSTATUS=classé\nWATCHDOG=1".encode()
 
 
 def test_without_a_manager_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """None is what an unset $NOTIFY_SOCKET reads as; not even a socket is opened for it."""
     monkeypatch.delattr(socket, "socket")
-    notify(None, "READY=1")
+    ServiceManager(None).tell("READY=1")
 
 
 @pytest.mark.parametrize(
@@ -347,14 +354,14 @@ def test_a_manager_that_cannot_be_reached_raises_nothing(address: str, folder: P
     with manager(str(folder / "dead")):
         pass
     assert (folder / "dead").is_socket()
-    notify(address.replace("FOLDER", str(folder)), "READY=1")
+    ServiceManager(address.replace("FOLDER", str(folder))).tell("READY=1")
 
 
 def test_a_stream_socket_is_no_manager(folder: Path) -> None:
     """What listens there may be of the wrong kind; nothing is raised and nothing arrives."""
     with listening(folder / "s") as socks:
         socks[0].setblocking(False)
-        notify(str(folder / "s"), "READY=1")
+        ServiceManager(str(folder / "s")).tell("READY=1")
         with pytest.raises(BlockingIOError):
             socks[0].accept()
 
@@ -371,7 +378,7 @@ def test_a_manager_that_does_not_read_is_not_waited_for(folder: Path) -> None:
                 sent += 1
         assert 0 < sent < 100_000
         began = time.monotonic()
-        notify(address, "READY=1")
+        ServiceManager(address).tell("READY=1")
         assert time.monotonic() - began < 5
         assert [sock.recv(4096) for _ in range(sent)] == [b"STATUS=old"] * sent
         with pytest.raises(BlockingIOError):
@@ -382,7 +389,7 @@ def test_a_process_without_a_free_descriptor_survives_to_notify(folder: Path) ->
     """To have no socket to say it with is one more way not to reach the manager."""
     script = """
 import os, resource, sys
-from swiprd.systemd import notify
+from swiprd.systemd import ServiceManager
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
 try:
@@ -390,7 +397,7 @@ try:
         os.open(os.devnull, os.O_RDONLY)
 except OSError:
     pass
-notify(sys.argv[1], "READY=1")
+ServiceManager(sys.argv[1]).tell("READY=1")
 print("alive")
 """
     address = address_in(folder, "path")
@@ -403,3 +410,69 @@ print("alive")
             check=False,
         )
     assert (done.stdout, done.stderr) == ("alive\n", "")
+
+
+# --- the watchdog, reloads, the journal ----------------------------------------------------------
+
+
+def test_the_managers_variables_are_taken_and_forgotten() -> None:
+    """They are not for our children, who would speak in our name."""
+    environment = {
+        "NOTIFY_SOCKET": "/n",
+        "WATCHDOG_USEC": "20000000",
+        "WATCHDOG_PID": str(os.getpid()),
+        "HOME": "/h",
+    }
+    assert service_manager(environment).watchdog == 20
+    assert environment == {"HOME": "/h"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "1500000"}, 1.5),
+        ({"WATCHDOG_USEC": "1500000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "4294967296000000"}, 4294967296),
+    ],
+)
+def test_a_watchdog_waits_for_whom_it_names(
+    variables: dict[str, str], seconds: float | None
+) -> None:
+    """Without WATCHDOG_PID it is this process; with another's, there is none for us."""
+    assert service_manager(dict(variables)).watchdog == seconds
+
+
+@pytest.mark.parametrize("usec", ["", "0", "-1", "1.5", "soon", "9" * 20, "\u0665"])
+def test_a_malformed_watchdog_is_refused(usec: str) -> None:
+    """Not to feed a watchdog that is there would end the daemon in the middle of its work."""
+    with pytest.raises(ActivationError, match="WATCHDOG_USEC"):
+        service_manager({"WATCHDOG_USEC": usec})
+
+
+def test_a_reload_is_announced_with_the_time() -> None:
+    """The clock is the one of CLOCK_MONOTONIC, in microseconds."""
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    word, stamp = reloading()
+    after = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    assert word == "RELOADING=1"
+    name, _, value = stamp.partition("=")
+    assert name == "MONOTONIC_USEC"
+    assert before <= int(value) <= after
+
+
+def test_more_time_is_asked_for_in_microseconds() -> None:
+    """Fractions of a second count, fractions of a microsecond do not."""
+    assert extend_timeout(45.5) == "EXTEND_TIMEOUT_USEC=45500000"
+
+
+def test_the_journal_is_told_by_its_stream(folder: Path) -> None:
+    """The variable counts only where it names the very file that the descriptor is."""
+    with (folder / "log").open("wb") as log, (folder / "other").open("wb") as other:
+        found = os.fstat(log.fileno())
+        environment = {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+        assert is_journal(environment, log.fileno())
+        assert not is_journal(environment, other.fileno())
+        assert not is_journal({}, log.fileno())
+        assert not is_journal({"JOURNAL_STREAM": str(found.st_dev)}, log.fileno())
+    assert not is_journal(environment, 999_999)
