@@ -28,6 +28,8 @@ from swiprctl.protocol import Line, Result, SwiprError
 from swiprd.bundle import BundleError, read_bundle
 from swiprd.channel import receive
 from swiprd.files import read_image
+from swiprd.log import start_logging
+from swiprd.sandbox import SandboxError, close_inherited, confine, die_with_front
 
 if TYPE_CHECKING:
     from swiprd.model import Model
@@ -40,8 +42,11 @@ def main() -> int:
     # The front decides when a worker ends: a drain goes on after the Ctrl-C that began it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(format="swiprd worker: %(message)s")
-    link = _Link(socket.socket(fileno=int(sys.argv[1])))
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    if not die_with_front(sock):
+        return 0
+    close_inherited(sock.fileno())
+    link = _Link(sock)
     settings = link.receive()
     if settings is None:
         return 0
@@ -79,21 +84,26 @@ class _Link:
 
 
 def _load(settings: dict[str, Any]) -> tuple[Model, int]:
-    logging.getLogger().setLevel(settings["log_level"].upper())
+    start_logging(settings["log_target"], settings["log_level"], "swiprd worker")
+    folder = settings["cache_dir"]
     try:
+        confine([settings["model"]] if folder is None else [settings["model"], folder])
         bundle = read_bundle(settings["model"])
         # Only now: a bundle that cannot be served is told at once, not after seconds of loading.
         import torch
 
+        from swiprd.architectures import CACHE_VARIABLE
         from swiprd.compiled import FormCache, this_host
         from swiprd.model import best_model
 
+        os.environ[CACHE_VARIABLE] = "/"  # wherever it is, torch would make it, which it cannot
         torch.set_num_threads(settings["threads"])
-        folder = settings["cache_dir"]
         forms = None if folder is None else FormCache(folder, this_host())
         model = best_model(bundle, forms, settings["precision"], max_pixels=settings["max_pixels"])
     except BundleError as error:
         raise SwiprError("unavailable", str(error)) from None
+    except SandboxError as error:
+        raise SwiprError("unavailable", f"the worker cannot be confined: {error}") from None
     except ModuleNotFoundError as error:
         raise SwiprError(
             "unavailable", f"{error.name} is not installed; install swipr without --no-deps"

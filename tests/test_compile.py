@@ -26,7 +26,7 @@ from swiprd.compiled import FormCache, Host, this_host
 from swiprd.config import DEFAULT_BUNDLE
 from swiprd.engines import eager
 from swiprd.model import TOLERANCES, Model, best_model
-from swiprd.supervisor import WORKER_COMMAND
+from swiprd.process import WORKER_COMMAND
 from tests.conftest import StartDaemon
 from tests.daemon import CHELSEA, COFFEE, SWIPRD, Daemon, code_of
 

@@ -28,7 +28,7 @@ from swiprd.bundle import read_bundle, write_bundle
 from swiprd.config import DEFAULT_BUNDLE
 from swiprd.engines import eager
 from swiprd.model import Model
-from swiprd.supervisor import WORKER_COMMAND
+from swiprd.process import WORKER_COMMAND
 from tests.daemon import CHELSEA, COFFEE, wait_until
 
 MAX_BYTES = 300_000

@@ -1,0 +1,137 @@
+"""One worker process, as the front holds it: started, spoken to over a socket pair, killed.
+
+Nothing of the worker (``swiprd.worker``) is imported here. Who is given what, and when a worker
+has had its time, is the supervisor's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+from swiprctl import protocol
+from swiprctl.protocol import Result, SwiprError
+from swiprd.channel import Channel
+
+log = logging.getLogger("swiprd")
+
+# -P: the folder that the daemon was started in is no place to import from.
+WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "swiprd.worker")
+DESCRIPTION: Final = frozenset({"model", "labels", "engine", "precision"})
+"""What a worker says of its model when it is ready."""
+REAP_TIMEOUT: Final = 10.0
+"""Seconds that a killed process is given to disappear."""
+
+
+class WorkerDied(Exception):
+    """The worker went away, or broke the protocol, in the middle of something."""
+
+
+class WorkerProcess:
+    """One worker and the socket to it. ``end`` must be awaited.
+
+    Attributes:
+        pid: its process id.
+        exited: whether it is gone.
+    """
+
+    def __init__(self, command: tuple[str, ...], on_exit: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as undo:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            undo.callback(ours.close)
+            with theirs:
+                self._process = subprocess.Popen(
+                    [*command, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # whatever a library prints belongs into the log
+                    pass_fds=[theirs.fileno()],
+                    cwd="/",
+                )
+            undo.callback(self._process.wait)
+            undo.callback(self._process.kill)
+            self.pid = self._process.pid
+            self._pidfd = os.pidfd_open(self.pid)
+            undo.pop_all()
+        self._channel = Channel(ours, max_line=protocol.MAX_LINE)
+        self._last_id = 0
+        self.exited = False
+        self._exit: asyncio.Future[None] = loop.create_future()
+        self._on_exit = on_exit
+        loop.add_reader(self._pidfd, self._note_exit)
+
+    def _note_exit(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        self._process.wait()
+        self.exited = True
+        self._exit.set_result(None)
+        self._on_exit()
+
+    async def load(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Send the settings and return what the worker says of its model once it is ready."""
+        reply = await self._call(protocol.encode(settings), None)
+        described = reply.get("ready")
+        if not isinstance(described, dict) or described.keys() != DESCRIPTION:
+            raise _broken("no proper 'ready'")
+        return described
+
+    async def compute(self, fd: int) -> Result:
+        """Return the scores of the image behind ``fd``."""
+        self._last_id += 1
+        reply = await self._call(protocol.encode({"id": self._last_id}), fd)
+        if reply.get("id") != self._last_id:
+            raise _broken("it answered another request than it was asked")
+        try:
+            return protocol.decode_result(reply)
+        except SwiprError as error:
+            raise _broken(error.message) from None
+
+    async def _call(self, line: bytes, fd: int | None) -> dict[str, Any]:
+        try:
+            await self._channel.send(line, fd)
+            reply = await self._channel.receive()
+        except OSError as error:
+            raise WorkerDied(f"the worker is gone: {error.strerror}") from None
+        except SwiprError as error:
+            raise _broken(error.message) from None
+        if reply is None:
+            raise WorkerDied("the worker died")
+        if reply.fd is not None:
+            os.close(reply.fd)
+            raise _broken("it sent a descriptor")
+        try:
+            return protocol.decode_reply(reply.data, max_depth=protocol.MAX_DEPTH)
+        except SwiprError as error:
+            if error.code in protocol.CLIENT_CODES:
+                raise _broken(error.message) from None
+            raise
+
+    async def end(self) -> None:
+        """Kill the process, if it still runs, and leave nothing of it behind."""
+        self._channel.close()
+        if not self.exited:
+            self._process.kill()
+        try:
+            await self._wait_for_exit()
+        except asyncio.CancelledError:  # the daemon stops, but not before its worker is gone
+            await self._wait_for_exit()
+            raise
+        finally:
+            if not self.exited:
+                asyncio.get_running_loop().remove_reader(self._pidfd)
+                log.error("worker %d cannot be killed; it is left behind", self.pid)
+            os.close(self._pidfd)
+
+    async def _wait_for_exit(self) -> None:
+        await asyncio.wait([self._exit], timeout=REAP_TIMEOUT)
+
+
+def _broken(how: str) -> WorkerDied:
+    return WorkerDied(f"the worker broke the protocol: {how}")
