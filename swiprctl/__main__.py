@@ -10,7 +10,7 @@ import os
 import sys
 
 import swiprctl
-from swiprctl.client import DEFAULT_TIMEOUT, MAX_TIMEOUT, Client
+from swiprctl.client import DEFAULT_TIMEOUT, MAX_TIMEOUT, RELOAD_TIMEOUT, Client
 from swiprctl.protocol import Result, SwiprError
 
 TYPE_CHECKING = False
@@ -29,7 +29,7 @@ NO_ANSWER_CODES: Final = frozenset(
 )
 
 EPILOG: Final = """\
-exit status: 0 done; 1 the image could not be scored; 2 wrong usage;
+exit status: 0 done; 1 it failed, as when an image cannot be scored; 2 wrong usage;
 3 the daemon was not reached, is busy or ran out of time
 """
 OPTIONS: Final = ("-h", "--help", "--version", "--socket", "--timeout", "--compute")
@@ -41,10 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _refuse_unknown_options(parser, sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
     if (args.command is None) == (args.script_path is None):
-        parser.error("expected one command: compute, ping or status")
+        parser.error("expected one command: compute, ping, status or reload")
+    timeout = RELOAD_TIMEOUT if args.command == "reload" else DEFAULT_TIMEOUT
     status = DONE
     try:
-        with Client(args.socket, timeout=args.timeout) as client:
+        with Client(args.socket, timeout=args.timeout or timeout) as client:
             if args.script_path is None:
                 output = args.run(client, args)
             else:
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"swiprctl {swiprctl.__version__}")
-    _add_common(parser, None, DEFAULT_TIMEOUT)
+    _add_common(parser, None, None)
     parser.add_argument(
         "--compute",
         metavar="PATH",
@@ -100,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.choices["compute"].add_argument("path", metavar="PATH", help="the image file")
     _add(commands, "ping", "print pong when the daemon answers", _ping)
     _add(commands, "status", "print what the daemon is doing", _status)
+    _add(commands, "reload", "let the daemon read its settings and model again", _reload)
     return parser
 
 
@@ -140,7 +142,8 @@ def _add_common(parser: argparse.ArgumentParser, socket: Any, timeout: Any) -> N
         metavar="SECONDS",
         type=_seconds,
         default=timeout,
-        help=f"how long to wait for the answer (default: {DEFAULT_TIMEOUT:g})",
+        help="how long to wait for the answer"
+        f" (default: {DEFAULT_TIMEOUT:g}, for reload {RELOAD_TIMEOUT:g})",
     )
 
 
@@ -169,6 +172,11 @@ def _status(client: Client, args: argparse.Namespace) -> str:
     status = client.status()
     width = max(map(len, status), default=0)
     return "\n".join(f"{key:<{width}}  {_words(value)}" for key, value in status.items())
+
+
+def _reload(client: Client, args: argparse.Namespace) -> str:
+    client.reload()
+    return "reloaded"
 
 
 def _words(value: Any) -> str:

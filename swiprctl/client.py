@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SYSTEM_SOCKET: Final = "/run/swipr/swipr.sock"
 DEFAULT_TIMEOUT: Final = 15.0
 """Seconds for one call: the daemon's own deadline for an image (10 s) and a little."""
+RELOAD_TIMEOUT: Final = 150.0
+"""Seconds for a reload: the daemon's own deadline for loading a model (120 s) and a little."""
 MAX_TIMEOUT: Final = 86400.0
 """Seconds that one call may be given at most: a day."""
 
@@ -127,6 +129,17 @@ class Client:
         if not isinstance(status, dict):
             raise SwiprError("bad_reply", "the daemon's reply is malformed: no proper 'status'")
         return status
+
+    def reload(self) -> None:
+        """Let the daemon read its settings and its model again; return when these are in use.
+
+        It takes as long as loading a model does: give ``timeout`` ``RELOAD_TIMEOUT`` or so.
+
+        Raises:
+            SwiprError: ``reload_failed``, when everything stayed as it was; ``permission_denied``
+                for users other than root and the daemon's own; ``cannot_connect``, ``timeout``.
+        """
+        self._call({"op": "reload"})
 
     def _call(self, request: dict[str, Any], fd: int | None = None) -> dict[str, Any]:
         deadline = time.monotonic() + self.timeout

@@ -39,7 +39,7 @@ MAX_ID_BYTES: Final = 128
 MAX_ID_INTEGER: Final = 2**63 - 1
 """Largest integer ``id``, of either sign."""
 
-OPS: Final = ("compute", "ping", "hello", "status")
+OPS: Final = ("compute", "ping", "hello", "status", "reload")
 
 RequestId = str | int | None
 
@@ -77,6 +77,7 @@ CODES: Final = {
     "unavailable": Code(-1, retryable=True),
     "worker_died": Code(-3),
     "shutting_down": Code(-1, retryable=True),
+    "reload_failed": Code(-1),
     "internal": Code(-1),
     # seen only by a client, never sent
     "cannot_connect": Code(-4, retryable=True),

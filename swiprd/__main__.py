@@ -19,11 +19,12 @@ from typing import Final
 
 import swiprctl
 from swiprctl.client import SYSTEM_SOCKET
-from swiprd.config import SETTINGS, Config, ConfigError, load_config, usual_cache
+from swiprd.config import SETTINGS, Config, ConfigError, load_config, usual_cache, usual_file
+from swiprd.daemon import SIGNALS, Daemon
+from swiprd.detach import DetachError, PidFile, check_syslog, detach, open_log
 from swiprd.listen import ListenError, OwnSocket
-from swiprd.server import Server
-from swiprd.supervisor import Supervisor
-from swiprd.systemd import ActivationError, listen_fds, notify
+from swiprd.log import start_logging
+from swiprd.systemd import ActivationError, is_journal, listen_fds, service_manager
 
 log = logging.getLogger("swiprd")
 
@@ -31,7 +32,6 @@ DONE: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
 
-STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 COMMANDS: Final = ("import", "compile", "show", "verify")
 """What swiprd does instead of serving when it is the first word; see swiprd.commands."""
 PATHS: Final = ("model", "cache_dir", "socket")
@@ -48,29 +48,78 @@ def main(argv: Sequence[str] | None = None) -> int:
         expected = ", ".join(COMMANDS)
         return _fail(ValueError(f"no command {words[0]!r:.60}, expected one of {expected}"), USAGE)
     args = vars(_parser().parse_args(argv))
-    notify_address = os.environ.pop("NOTIFY_SOCKET", None)  # not for the workers
-    try:
-        config = load_config(file=args.pop("config"), environment=os.environ, flags=args)
+    file = args.pop("config") or usual_file(os.environ)
+    background = {name: args.pop(name) for name in ("detach", "pid_file", "log_file")}
+
+    def load() -> Config:
+        config = load_config(file=file, environment=os.environ, flags=args)
         if config.cache_dir is None:
             config = dataclasses.replace(config, cache_dir=usual_cache(os.environ))
-        _log_to_stderr(config.log_level)
-        inherited = listen_fds(os.environ)
-        # From here to the event loop a signal waits: nothing that is bound may be left behind.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        own = None if inherited else open_listener(config.socket, os.environ)
-    except ConfigError as error:
-        return _fail(error, USAGE)
-    except (ActivationError, ListenError) as error:
-        return _fail(error, FAILED)
-    listeners = [own.socket] if own else inherited
-    log.info("listening at %s", ", ".join(str(sock.getsockname()) for sock in listeners))
-    try:
-        asyncio.run(_serve(config, listeners, own=own, notify_address=notify_address))
-    finally:
-        if own is not None:
-            own.close()
+        return config
+
+    with contextlib.ExitStack() as undo:
+        try:
+            _refuse_alone(background)
+            config = load()
+            manager = service_manager(os.environ)
+            listeners = listen_fds(os.environ)
+            # From here to the event loop a signal waits: nothing may be left behind.
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            own = None
+            if background["detach"]:
+                pid_file = _pid_file(background["pid_file"], listeners, os.environ)
+                undo.callback(pid_file.remove)
+            if not listeners:
+                own = open_listener(config.socket, os.environ)
+                undo.callback(own.close)
+                listeners = [own.socket]
+            if background["detach"]:
+                log_target = _detach(background["log_file"], pid_file, listeners)
+            else:
+                log_target = "journal" if is_journal(os.environ, 2) else "terminal"
+            start_logging(log_target, config.log_level, "swiprd")
+        except ConfigError as error:
+            return _fail(error, USAGE)
+        except (ActivationError, DetachError, ListenError) as error:
+            return _fail(error, FAILED)
+        log.info("listening at %s", ", ".join(str(sock.getsockname()) for sock in listeners))
+
+        async def serve() -> None:
+            await Daemon(
+                load, config, listeners, own=own, manager=manager, log_target=log_target
+            ).run()
+
+        asyncio.run(serve())
     log.info("stopped")
     return DONE
+
+
+def _refuse_alone(background: Mapping[str, str | bool | None]) -> None:
+    for name in ("pid_file", "log_file"):
+        if background[name] is not None and not background["detach"]:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} is for a daemon in the background: add --detach")
+
+
+def _pid_file(
+    path: str | None, listeners: Sequence[socket.socket], environment: Mapping[str, str]
+) -> PidFile:
+    if listeners:
+        raise ConfigError("--detach is not for a daemon that was handed its socket: leave it out")
+    if path is None:
+        path = os.path.join(_usual_folder(environment, "--pid-file"), "swiprd.pid")
+    return PidFile(path)
+
+
+def _detach(log_file: str | None, pid_file: PidFile, listeners: Sequence[socket.socket]) -> str:
+    """Go on in the background and return where log lines go from now on."""
+    log_fd = None
+    if log_file is None:
+        check_syslog()
+    else:
+        log_fd = open_log(log_file)
+    detach(pid_file, [sock.fileno() for sock in listeners], log_fd=log_fd)
+    return "syslog" if log_fd is None else "file"
 
 
 def _run_command(words: Sequence[str]) -> int:
@@ -111,32 +160,6 @@ def _fill_standard_descriptors() -> None:
     os.close(fd)
 
 
-async def _serve(
-    config: Config,
-    listeners: Sequence[socket.socket],
-    *,
-    own: OwnSocket | None,
-    notify_address: str | None,
-) -> None:
-    supervisor = Supervisor(config)
-    server = Server(config, listeners, supervisor, own=own)
-    loop = asyncio.get_running_loop()
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, server.stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # before a worker inherits it
-    async with asyncio.TaskGroup() as group:
-        group.create_task(supervisor.run())
-        serving = group.create_task(server.run())
-        notify(notify_address, "READY=1")
-        await server.stopping()
-        notify(notify_address, "STOPPING=1")
-        log.info("stopping")
-        await serving
-        supervisor.stop()
-    # One more signal changes nothing now; without the loop's handlers it would kill.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="swiprd",
@@ -149,7 +172,15 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"swiprd {swiprctl.__version__}")
-    parser.add_argument("--config", metavar="FILE", help="settings file [/etc/swipr/swiprd.toml]")
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings file [/etc/swipr/swiprd.toml]", type=_absolute
+    )
+    parser.add_argument("--detach", action="store_true", help="go on in the background")
+    for flag, help in (
+        ("--pid-file", "with --detach: holds its process id [usual place]"),
+        ("--log-file", "with --detach: where to log [syslog]"),
+    ):
+        parser.add_argument(flag, metavar="PATH", help=help, type=_absolute)
     for setting in SETTINGS:
         parser.add_argument(
             setting.flag,
@@ -164,27 +195,26 @@ def _absolute(path: str) -> str:
     return os.path.abspath(path) if path else ""  # which is no path, and is refused as such
 
 
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(format="swiprd: %(message)s", level=level.upper(), stream=sys.stderr)
-
-
 def open_listener(path: str | None, environment: Mapping[str, str]) -> OwnSocket:
     """Return a listener at ``path``, or at the user's usual place when that is None."""
     if path is None:
-        path = _usual_socket(environment)
-        # In the usual places the folder is ours; elsewhere it is the user's to make.
-        with contextlib.suppress(OSError):  # which shows at once, when the socket is bound
-            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        path = os.path.join(_usual_folder(environment, "--socket"), "swipr.sock")
     return OwnSocket(path)
 
 
-def _usual_socket(environment: Mapping[str, str]) -> str:
+def _usual_folder(environment: Mapping[str, str], flag: str) -> str:
+    """Return where the socket usually is; ``flag`` is what else would tell."""
     if os.geteuid() == 0:
-        return SYSTEM_SOCKET
-    runtime = environment.get("XDG_RUNTIME_DIR")
-    if not runtime:
-        raise ConfigError("no place to listen: give --socket, or set XDG_RUNTIME_DIR")
-    return os.path.join(runtime, "swipr", "swipr.sock")
+        folder = os.path.dirname(SYSTEM_SOCKET)
+    else:
+        runtime = environment.get("XDG_RUNTIME_DIR")
+        if not runtime:
+            raise ConfigError(f"no place to listen: give {flag}, or set XDG_RUNTIME_DIR")
+        folder = os.path.join(runtime, "swipr")
+    # The usual folder is ours to make; others are the user's.
+    with contextlib.suppress(OSError):  # which shows at once, when something is put there
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+    return folder
 
 
 def _fail(error: Exception, status: int) -> int:

@@ -226,6 +226,15 @@ def load_config(
     return Config(**values)
 
 
+def usual_file(environment: Mapping[str, str]) -> str | None:
+    """Return the file of a user who has one and is not root; None: ``DEFAULT_FILE`` it is."""
+    home, config = environment.get("HOME", ""), environment.get("XDG_CONFIG_HOME", "")
+    if not config.startswith("/"):
+        config = os.path.join(home, ".config")
+    own = os.path.join(config, "swipr", "swiprd.toml")
+    return own if os.geteuid() != 0 and own.startswith("/") and os.path.exists(own) else None
+
+
 def usual_cache(environment: Mapping[str, str]) -> str | None:
     """Return where compiled forms are when nothing is set; None: nowhere.
 

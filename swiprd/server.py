@@ -6,10 +6,12 @@ import asyncio
 import logging
 import os
 import socket
+import struct
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 import swiprctl
@@ -31,6 +33,8 @@ OPENER_THREADS: Final = 4
 FAREWELL: Final = 1.0
 """Seconds to send what is left to be said once the drain's time is over."""
 
+_UCRED: Final = struct.Struct("iII")  # of unix(7): process, user, group
+
 
 class Server:
     """Serves the clients that come to its listeners until it is stopped, or idle.
@@ -40,6 +44,7 @@ class Server:
         own: the listener that is ours alone. None: somebody else listens on when this process is
             gone, as systemd does. Then ``run`` also returns after ``config.idle_timeout`` without
             a client, and clients who wait to be accepted are left to the successor.
+        reload: does what the operation asks for; raises SwiprError.
     """
 
     def __init__(
@@ -49,11 +54,14 @@ class Server:
         supervisor: Supervisor,
         *,
         own: OwnSocket | None,
+        reload: Callable[[], Awaitable[None]],
     ) -> None:
         self._config = config
         self._listeners = listeners
         self._supervisor = supervisor
         self._own = own
+        self._reload = reload
+        self._group: asyncio.TaskGroup | None = None
         self._connections: set[Connection] = set()
         self._all_gone = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -64,18 +72,15 @@ class Server:
 
     async def run(self) -> None:
         """Serve; return when everything that was asked is answered, or the drain's time is over."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.TaskGroup() as group:
-            for listener in self._listeners:
-                loop.add_reader(listener, self._accept, listener, group)
+        async with asyncio.TaskGroup() as self._group:
+            self._start_accepting()
             self._note_gone()
             await self._stopping.wait()
-            for listener in self._listeners:
-                loop.remove_reader(listener)
+            self._stop_accepting()
             if self._own is not None:
                 # Nobody new can come, who has come is accepted, and a successor may have the path.
                 self._own.unlink()
-                while self._accept(self._own.socket, group):
+                while self._accept(self._own.socket):
                     pass
                 self._own.close()
             await self._drain()
@@ -87,6 +92,13 @@ class Server:
     def stop(self) -> None:
         """Accept no more clients, answer what has been asked, and let ``run`` return."""
         self._stopping.set()
+
+    def reconfigure(self, config: Config) -> None:
+        """Use ``config`` from now on."""
+        self._config = config
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        self._note_gone()
 
     async def stopping(self) -> None:
         """Return once ``stop`` has been called, or the daemon has been idle for long enough."""
@@ -111,8 +123,17 @@ class Server:
 
     # --- clients ---------------------------------------------------------------------------------
 
-    def _accept(self, listener: socket.socket, group: asyncio.TaskGroup) -> bool:
+    def _start_accepting(self) -> None:
+        for listener in self._listeners:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _stop_accepting(self) -> None:
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener)
+
+    def _accept(self, listener: socket.socket) -> bool:
         """Accept a batch of clients; return whether more may be waiting."""
+        assert self._group is not None, "run() is not running"
         for _ in range(ACCEPT_BATCH):
             try:
                 sock, _ = listener.accept()
@@ -124,23 +145,24 @@ class Server:
                 if error.errno not in EXHAUSTED:
                     raise
                 log.error("cannot accept clients: %s", error.strerror)
-                self._pause_accepting(listener, group)
+                self._pause_accepting(listener)
                 return False
-            self._connections.add(connection := Connection(sock, self._answer))
+            answer = partial(self._answer, _peer_uid(sock))
+            self._connections.add(connection := Connection(sock, answer))
             if self._idle_timer is not None:
                 self._idle_timer.cancel()
-            group.create_task(self._serve(connection))
+            self._group.create_task(self._serve(connection))
         return True
 
-    def _pause_accepting(self, listener: socket.socket, group: asyncio.TaskGroup) -> None:
+    def _pause_accepting(self, listener: socket.socket) -> None:
         # The client stays in the backlog, where the listener would report it again and again.
         loop = asyncio.get_running_loop()
         if loop.remove_reader(listener):
-            loop.call_later(ACCEPT_PAUSE, self._resume_accepting, listener, group)
+            loop.call_later(ACCEPT_PAUSE, self._resume_accepting, listener)
 
-    def _resume_accepting(self, listener: socket.socket, group: asyncio.TaskGroup) -> None:
+    def _resume_accepting(self, listener: socket.socket) -> None:
         if not self._stopping.is_set():
-            asyncio.get_running_loop().add_reader(listener, self._accept, listener, group)
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     async def _serve(self, connection: Connection) -> None:
         try:
@@ -160,20 +182,24 @@ class Server:
             self._idle_timer = asyncio.get_running_loop().call_later(idle, self._end_idle)
 
     def _end_idle(self) -> None:
-        # From here to the removal of the readers nothing is accepted: those who connect now wait
-        # in the backlog, which outlives this process.
-        log.info("no client for %g s: good-bye", self._config.idle_timeout)
+        # In this order: whoever came before the readers went is looked for, and served; whoever
+        # comes afterwards waits in the backlog, which outlives this process.
+        self._stop_accepting()
         for listener in self._listeners:
-            asyncio.get_running_loop().remove_reader(listener)
+            self._accept(listener)
+        if self._connections:
+            self._start_accepting()
+            return
+        log.info("no client for %g s: good-bye", self._config.idle_timeout)
         self.stop()
 
     # --- requests --------------------------------------------------------------------------------
 
-    async def _answer(self, request: Request | SwiprError) -> bytes:
+    async def _answer(self, peer_uid: int, request: Request | SwiprError) -> bytes:
         try:
             if isinstance(request, SwiprError):
                 raise request
-            reply = await self._perform(request)
+            reply = await self._perform(request, peer_uid)
             self._replies["ok"] += 1
             return reply
         except SwiprError as error:
@@ -185,7 +211,7 @@ class Server:
         self._replies[failure.code] += 1
         return protocol.encode_error(failure)
 
-    async def _perform(self, request: Request) -> bytes:
+    async def _perform(self, request: Request, peer_uid: int) -> bytes:
         match request.op:
             case "compute":
                 return await self._compute(request)
@@ -194,6 +220,15 @@ class Server:
             case "hello":
                 return protocol.encode({"id": request.id, "hello": self._hello()})
             case "status":
+                return protocol.encode({"id": request.id, "status": self._status()})
+            case "reload":
+                if peer_uid not in (0, os.geteuid()):
+                    raise SwiprError(
+                        "permission_denied",
+                        f"expected a reload to be asked for by root or user {os.geteuid()}, whom"
+                        f" the daemon runs as, got user {peer_uid}",
+                    )
+                await self._reload()
                 return protocol.encode({"id": request.id, "status": self._status()})
         raise AssertionError(f"the protocol let {request.op!r} through")
 
@@ -249,6 +284,11 @@ class Server:
             "connections": len(self._connections),
             "replies": dict(sorted(self._replies.items())),
         }
+
+
+def _peer_uid(sock: socket.socket) -> int:
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(credentials)[1])
 
 
 def _close_opened(opening: Future[int]) -> None:

@@ -12,72 +12,136 @@ imported here. Each worker has one slot, and each slot one task that goes round 
 While every slot has failed, requests are answered ``unavailable`` with the reason. Otherwise work
 waits in one queue for whichever worker is free. What was on a worker that died is tried once more;
 what was on it past the deadline is not.
+
+A reload fills new slots beside the old ones. When every new worker is ready, and not before, the
+queue is theirs; an old worker ends when it has finished what it was at.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import socket
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from swiprctl import protocol
 from swiprctl.protocol import Result, SwiprError
-from swiprd.channel import Channel
 from swiprd.config import Config
+from swiprd.process import WORKER_COMMAND, WorkerDied, WorkerProcess
 
 log = logging.getLogger("swiprd")
 
-# -P: the folder that the daemon was started in is no place to import from.
-WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "swiprd.worker")
 ATTEMPTS: Final = 2
 """How often a request is given to a worker: its own death may have been another's fault."""
 PATIENCE: Final = 3
 """Starts in a row that may die without a word before the slot counts as failed."""
 MAX_BACKOFF: Final = 30.0
 """Longest time in seconds that a failed slot refuses work."""
-DESCRIPTION: Final = frozenset({"model", "labels", "engine", "precision"})
-"""What a worker says of its model when it is ready."""
-REAP_TIMEOUT: Final = 10.0
-"""Seconds that a killed process is given to disappear."""
-
-
-class WorkerDied(Exception):
-    """The worker went away, or broke the protocol, in the middle of something."""
+OVERDUE: Final = 5.0
+"""Seconds past its deadline in which a worker must have been killed."""
 
 
 class Supervisor:
     """Workers, and the queue before them.
 
-    ``run`` must be running while ``compute`` is called.
+    ``run`` must be running while ``compute`` or ``reload`` is called.
+
+    Args:
+        config: the settings that the first workers get.
+        log_target: where workers log to; see ``swiprd.log``.
+        on_change: called whenever ``status`` may tell something else.
+        command: what starts a worker; the number of its socket is appended.
     """
 
-    def __init__(self, config: Config, *, command: tuple[str, ...] = WORKER_COMMAND) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        log_target: str = "terminal",
+        on_change: Callable[[], None] = lambda: None,
+        command: tuple[str, ...] = WORKER_COMMAND,
+    ) -> None:
         self.config = config
+        self.log_target = log_target
+        self.on_change = on_change
         self.command = command
         self.queue: deque[_Job] = deque()
         self.description: dict[str, Any] | None = None
         self._stopping = asyncio.Event()
-        self._slots = [_Slot(self) for _ in range(config.workers)]
+        self._slots = self._new_slots(config)
+        for slot in self._slots:
+            slot.admitted = True
+        self._candidates: list[_Slot] = []
+        self._group: asyncio.TaskGroup | None = None
+        self._tasks: dict[_Slot, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Keep the workers until ``stop``; none is left afterwards, and nothing waits."""
-        async with asyncio.TaskGroup() as group:
-            slots = [group.create_task(slot.run()) for slot in self._slots]
+        async with asyncio.TaskGroup() as self._group:
+            for slot in self._slots:
+                self._start(slot)
             await self._stopping.wait()
-            for slot in slots:
-                slot.cancel()
+            for task in self._tasks.values():
+                task.cancel()
 
     def stop(self) -> None:
         """Let ``run`` return. Whatever is not answered by now is answered with shutting_down."""
         self._stopping.set()
         self._fail_queued(_shutting_down())
+
+    async def reload(self, config: Config) -> None:
+        """Serve with ``config`` as soon as new workers have loaded and checked its model.
+
+        Until then, and when they cannot, everything stays as it was. One call at a time.
+
+        Raises:
+            SwiprError: ``reload_failed``, with the reason.
+        """
+        self._candidates = slots = self._new_slots(config)
+        tasks = [self._start(slot) for slot in slots]
+        try:
+            for slot in slots:
+                reason = await slot.settled
+                if reason is not None:
+                    raise SwiprError("reload_failed", f"everything stays as it was: {reason}")
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            raise
+        finally:
+            self._candidates = []
+        retired, self._slots, self.config = self._slots, slots, config
+        for slot in slots:
+            slot.admit()
+        for slot in retired:
+            slot.retired = True
+            if not slot.busy and slot in self._tasks:
+                self._tasks[slot].cancel()
+
+    def give_up_reload(self) -> None:
+        """Let a ``reload`` that is under way fail."""
+        for slot in self._candidates:
+            slot.settle("the daemon is stopping")
+
+    def overdue(self) -> bool:
+        """Return whether a worker is past its deadline and has not been killed."""
+        now = asyncio.get_running_loop().time()
+        deadlines = [slot.deadline for slot in self._tasks if slot.deadline is not None]
+        return any(now > deadline + OVERDUE for deadline in deadlines)
+
+    def _new_slots(self, config: Config) -> list[_Slot]:
+        return [_Slot(self, config) for _ in range(config.workers)]
+
+    def _start(self, slot: _Slot) -> asyncio.Task[None]:
+        assert self._group is not None, "run() is not running"
+        task = self._tasks[slot] = self._group.create_task(slot.run())
+        task.add_done_callback(lambda _: self._end(slot))
+        return task
+
+    def _end(self, slot: _Slot) -> None:
+        del self._tasks[slot]
+        slot.settle("the daemon is stopping")
 
     async def compute(self, fd: int) -> Result:
         """Return the scores of the image behind ``fd``, which must stay open until then.
@@ -174,23 +238,54 @@ class _Slot:
         state: ``idle``, ``loading``, ``ready`` or ``failed``.
         failure: why the last start failed; None once one has succeeded.
         refuses: whether no work is taken, because a start failed a moment ago.
+        admitted: whether it may take work, and speaks for the daemon.
+        retired: whether others have taken its place.
+        busy: whether its worker is at an image.
+        settled: done once the first start has come to an end: None, or why it failed.
         changed: set whenever there may be something to do.
         pid: the worker's process; None when there is none.
+        deadline: when, on the loop's clock, the worker must be done with what it is at, or be
+            killed; None: it is at nothing.
     """
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, config: Config) -> None:
         self._supervisor = supervisor
-        self._config = supervisor.config
+        self._config = config
         self._failed_starts = 0  # in a row
         self._died_loading = False  # the last one, without a word
-        self.state = "loading"  # what run() begins with
+        self._description: dict[str, Any] | None = None
+        self._state = "loading"  # what run() begins with
         self.failure: str | None = None
         self.refuses = False
+        self.admitted = False
+        self.retired = False
+        self.busy = False
+        self.settled: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self.changed = asyncio.Event()
         self.pid: int | None = None
+        self.deadline: float | None = None
+
+    @property
+    def state(self) -> str:
+        return self._state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self._state = state
+        self._supervisor.on_change()
+
+    def admit(self) -> None:
+        self.admitted = True
+        self._supervisor.description = self._description
+        self._supervisor.on_change()
+        self.changed.set()
+
+    def settle(self, failure: str | None) -> None:
+        if not self.settled.done():
+            self.settled.set_result(failure)
 
     async def run(self) -> None:
-        while True:
+        while not self.retired:
             self.state = "loading"
             if await self._serve_with_one_worker():
                 continue
@@ -203,7 +298,7 @@ class _Slot:
     async def _serve_with_one_worker(self) -> bool:
         """Start a worker and feed it until it ends; return whether to replace it at once."""
         try:
-            worker = _Worker(self._supervisor.command, on_exit=self.changed.set)
+            worker = WorkerProcess(self._supervisor.command, on_exit=self.changed.set)
         except OSError as error:
             return self._note_failed_start(f"no worker can be started: {error.strerror}")
         self.pid = worker.pid
@@ -235,6 +330,10 @@ class _Slot:
         if self.refuses:
             self.state = "failed"
             self._supervisor.fail_if_hopeless()
+        if not self.admitted:
+            if self.refuses:
+                self.settle(reason)
+            return not self.refuses
         again = "; it is tried again when an image comes" if self.refuses else ""
         log.error("the model cannot be served: %s%s", reason, again)
         return not self.refuses
@@ -244,11 +343,11 @@ class _Slot:
         self.refuses = False
 
     async def _wait_for_work(self) -> None:
-        while not self._supervisor.queue:
+        while not (self._supervisor.queue and self.admitted):
             self.changed.clear()
             await self.changed.wait()
 
-    async def _load(self, worker: _Worker) -> None:
+    async def _load(self, worker: WorkerProcess) -> None:
         config = self._config
         cache_dir = config.cache_dir
         if self._died_loading and cache_dir is not None:
@@ -263,19 +362,26 @@ class _Slot:
             "max_bytes": config.max_bytes,
             "max_pixels": config.max_pixels,
             "log_level": config.log_level,
+            "log_target": self._supervisor.log_target,
         }
         began = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(config.load_timeout):
+            async with asyncio.timeout(config.load_timeout) as limit:
+                self.deadline = limit.when()
                 description = await worker.load(settings)
         except TimeoutError:
             raise WorkerDied(
                 f"the model was not loaded within load_timeout, {config.load_timeout:g} s"
             ) from None
-        self._supervisor.description = description
+        finally:
+            self.deadline = None
+        self._description = description
         self._failed_starts = 0
         self._died_loading = False
         self.failure = None
+        if self.admitted:
+            self._supervisor.description = description
+        self.settle(None)
         self.state = "ready"
         log.info(
             "worker %d is ready after %.1f s: %s, %s %s, labels %s",
@@ -287,14 +393,14 @@ class _Slot:
             ",".join(description["labels"]),
         )
 
-    async def _work(self, worker: _Worker) -> None:
+    async def _work(self, worker: WorkerProcess) -> None:
         """Serve from the queue; return when there was nothing to do for ``idle_timeout``."""
         queue = self._supervisor.queue
         idle = self._config.idle_timeout or None
-        while True:
+        while not self.retired:
             if worker.exited:
                 raise WorkerDied("the worker died while it was waiting for work")
-            if queue:
+            if queue and self.admitted:
                 await self._compute(worker, queue.popleft())
                 continue
             self.changed.clear()
@@ -305,13 +411,15 @@ class _Slot:
                 log.info("worker %d ends after %g s without work", worker.pid, idle)
                 return
 
-    async def _compute(self, worker: _Worker, job: _Job) -> None:
+    async def _compute(self, worker: WorkerProcess, job: _Job) -> None:
         if job.answer.done():  # nobody waits for it any more
             return
         job.attempts += 1
         limit = self._config.compute_timeout
+        self.busy = True
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(limit) as timeout:
+                self.deadline = timeout.when()
                 job.succeed(await worker.compute(job.fd))
         except SwiprError as error:
             job.fail(error)
@@ -330,101 +438,6 @@ class _Slot:
                 self._supervisor.queue.appendleft(job)
                 self._supervisor.wake()
             raise
-
-
-class _Worker:
-    """One worker process and the socket to it. ``end`` must be awaited."""
-
-    def __init__(self, command: tuple[str, ...], on_exit: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
-        with contextlib.ExitStack() as undo:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            undo.callback(ours.close)
-            with theirs:
-                self._process = subprocess.Popen(
-                    [*command, str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=2,  # whatever a library prints belongs into the log
-                    pass_fds=[theirs.fileno()],
-                    cwd="/",
-                )
-            undo.callback(self._process.wait)
-            undo.callback(self._process.kill)
-            self.pid = self._process.pid
-            self._pidfd = os.pidfd_open(self.pid)
-            undo.pop_all()
-        self._channel = Channel(ours, max_line=protocol.MAX_LINE)
-        self._last_id = 0
-        self.exited = False
-        self._exit: asyncio.Future[None] = loop.create_future()
-        self._on_exit = on_exit
-        loop.add_reader(self._pidfd, self._note_exit)
-
-    def _note_exit(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        self._process.wait()
-        self.exited = True
-        self._exit.set_result(None)
-        self._on_exit()
-
-    async def load(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Send the settings and return what the worker says of its model once it is ready."""
-        reply = await self._call(protocol.encode(settings), None)
-        described = reply.get("ready")
-        if not isinstance(described, dict) or described.keys() != DESCRIPTION:
-            raise _broken("no proper 'ready'")
-        return described
-
-    async def compute(self, fd: int) -> Result:
-        """Return the scores of the image behind ``fd``."""
-        self._last_id += 1
-        reply = await self._call(protocol.encode({"id": self._last_id}), fd)
-        if reply.get("id") != self._last_id:
-            raise _broken("it answered another request than it was asked")
-        try:
-            return protocol.decode_result(reply)
-        except SwiprError as error:
-            raise _broken(error.message) from None
-
-    async def _call(self, line: bytes, fd: int | None) -> dict[str, Any]:
-        try:
-            await self._channel.send(line, fd)
-            reply = await self._channel.receive()
-        except OSError as error:
-            raise WorkerDied(f"the worker is gone: {error.strerror}") from None
-        except SwiprError as error:
-            raise _broken(error.message) from None
-        if reply is None:
-            raise WorkerDied("the worker died")
-        if reply.fd is not None:
-            os.close(reply.fd)
-            raise _broken("it sent a descriptor")
-        try:
-            return protocol.decode_reply(reply.data, max_depth=protocol.MAX_DEPTH)
-        except SwiprError as error:
-            if error.code in protocol.CLIENT_CODES:
-                raise _broken(error.message) from None
-            raise
-
-    async def end(self) -> None:
-        """Kill the process, if it still runs, and leave nothing of it behind."""
-        self._channel.close()
-        if not self.exited:
-            self._process.kill()
-        try:
-            await self._wait_for_exit()
-        except asyncio.CancelledError:  # the daemon stops, but not before its worker is gone
-            await self._wait_for_exit()
-            raise
-        finally:
-            if not self.exited:
-                asyncio.get_running_loop().remove_reader(self._pidfd)
-                log.error("worker %d cannot be killed; it is left behind", self.pid)
-            os.close(self._pidfd)
-
-    async def _wait_for_exit(self) -> None:
-        await asyncio.wait([self._exit], timeout=REAP_TIMEOUT)
-
-
-def _broken(how: str) -> WorkerDied:
-    return WorkerDied(f"the worker broke the protocol: {how}")
+        finally:  # in time, or the worker is killed before anything else happens
+            self.busy = False
+            self.deadline = None

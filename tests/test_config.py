@@ -15,7 +15,15 @@ import pytest
 
 import swiprctl
 import swiprd.config
-from swiprd.config import SETTINGS, Config, ConfigError, Setting, load_config, usual_cache
+from swiprd.config import (
+    SETTINGS,
+    Config,
+    ConfigError,
+    Setting,
+    load_config,
+    usual_cache,
+    usual_file,
+)
 from tests.daemon import SWIPRD
 from tests.tasks import unprivileged
 
@@ -370,6 +378,36 @@ def test_a_file_that_was_named_must_exist(folder: Path) -> None:
     assert refusal(file=file) == f"{file}: no such file; name another with --config"
 
 
+@pytest.mark.parametrize(
+    ("environment", "uid", "found"),
+    [
+        ({"HOME": "{}"}, 1000, "{}/.config/swipr/swiprd.toml"),
+        (
+            {"HOME": "/nowhere", "XDG_CONFIG_HOME": "{}/.config"},
+            1000,
+            "{}/.config/swipr/swiprd.toml",
+        ),
+        ({"HOME": "{}", "XDG_CONFIG_HOME": "relative"}, 1000, "{}/.config/swipr/swiprd.toml"),
+        ({"HOME": "{}"}, 0, None),
+        ({"HOME": "/nowhere"}, 1000, None),
+        ({}, 1000, None),
+    ],
+)
+def test_a_user_has_a_file_of_their_own(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    uid: int,
+    found: str | None,
+) -> None:
+    """Where it is there it counts instead of the system's; root's is the system's."""
+    (folder / ".config" / "swipr").mkdir(parents=True)
+    (folder / ".config" / "swipr" / "swiprd.toml").touch()
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    filled = {name: value.format(folder) for name, value in environment.items()}
+    assert usual_file(filled) == (None if found is None else found.format(folder))
+
+
 def test_the_usual_file_need_not_exist_but_is_read_where_it_does(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,7 +500,7 @@ def test_the_help_fits_80_columns_with_one_line_for_each_setting(columns: str) -
     done = swiprd_command("--help", environment={"COLUMNS": columns})
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert len(lines) == len(SETTINGS) + 12
+    assert len(lines) == len(SETTINGS) + 15
     assert max(map(len, lines)) <= 80
     for setting in SETTINGS:
         assert f"  {setting.flag} {setting.metavar} " in done.stdout

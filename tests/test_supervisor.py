@@ -85,6 +85,8 @@ for line in incoming:
             os._exit(1)
         case "hang":
             signal.pause()
+        case "hang-first" if not os.path.basename(folder).startswith("reload"):
+            signal.pause()
         case "wait":
             with open(os.path.join(folder, "gate")) as gate:
                 gate.read()
@@ -116,6 +118,7 @@ class Bench:
 
     def __init__(self, folder: Path, supervisor: Supervisor) -> None:
         self._folder = folder
+        self._reloads = 0
         self.supervisor = supervisor
 
     async def compute(self, text: str) -> Result:
@@ -148,6 +151,21 @@ class Bench:
         """Return once the workers have seen that many pictures."""
         await until(lambda: len(self.noted("seen")) >= count, f"{count} pictures")
 
+    async def reload(self, starts: str = "ready", **settings: Any) -> str:
+        """Reload with a model of that kind; return "done", or why not."""
+        self._reloads += 1
+        folder = self._folder / f"reload-{self._reloads}"
+        folder.mkdir()
+        (folder / "model").write_text(starts)
+        flags = {"model": str(folder / "model")}
+        flags |= {key: str(value) for key, value in settings.items()}
+        config = load_config(file=None, environment={}, flags=flags)
+        try:
+            await self.supervisor.reload(config)
+        except SwiprError as error:
+            return f"{error.code}: {error}"
+        return "done"
+
     async def open_gate(self) -> None:
         """Let one worker go on that waits."""
         await asyncio.to_thread((self._folder / "gate").write_bytes, b"")
@@ -166,7 +184,9 @@ async def bench(
     flags = {"model": str(folder / "model")} | {key: str(value) for key, value in settings.items()}
     config = load_config(file=None, environment={}, flags=flags)
     supervisor = Supervisor(config, command=command)
+    assert not supervisor.overdue()
     running = asyncio.create_task(supervisor.run())
+    await asyncio.sleep(0)  # it has begun
     try:
         yield Bench(folder, supervisor)
     finally:
@@ -456,6 +476,149 @@ def no_free_descriptors(*, spare: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+# --- reload --------------------------------------------------------------------------------------
+
+
+def test_a_reload_puts_a_new_worker_in_the_place_of_the_old(folder: Path) -> None:
+    """The old one's process is gone, what is asked next is answered by the new one."""
+
+    async def test(bench: Bench) -> None:
+        assert await bench.outcome("score 1") == 1
+        (old,) = bench.supervisor.status()["workers"]
+        assert await bench.reload() == "done"
+        (new,) = bench.supervisor.status()["workers"]
+        assert new["state"] == "ready"
+        assert new["pid"] != old["pid"]
+        await until(lambda: not Path(f"/proc/{old['pid']}").exists(), "the old worker to go")
+        assert await bench.outcome("score 2") == 2
+        assert bench.noted("seen") == ["score 1"]  # the second was the new worker's, elsewhere
+
+    within(folder, test)
+
+
+def test_an_old_worker_finishes_what_it_is_at(folder: Path) -> None:
+    """And what waits behind it is done by the new one, without waiting any longer."""
+
+    async def test(bench: Bench) -> None:
+        long = asyncio.ensure_future(bench.outcome("wait 1"))
+        await bench.seen(1)
+        waiting = asyncio.ensure_future(bench.outcomes("score 2", "score 3"))
+        assert await bench.reload() == "done"
+        assert await waiting == [2, 3]
+        assert not long.done()
+        await bench.open_gate()
+        assert await long == 1
+        await until(lambda: not Path("/proc", bench.noted("starts")[0]).exists(), "it to go")
+
+    within(folder, test)
+
+
+def test_what_an_old_worker_dies_of_is_tried_by_a_new_one(folder: Path) -> None:
+    """A request is not lost because its worker has a successor already."""
+
+    async def test(bench: Bench) -> None:
+        long = asyncio.ensure_future(bench.outcome("hang-first 5"))
+        await bench.seen(1)
+        assert await bench.reload() == "done"
+        os.kill(int(bench.noted("starts")[0]), signal.SIGKILL)
+        assert await long == 5
+
+    within(folder, test)
+
+
+@pytest.mark.parametrize("starts", ["refuse", "die", "lie", "boast"])
+def test_a_bad_model_changes_nothing(folder: Path, starts: str) -> None:
+    """The old worker goes on, under load, and the reason is told; nothing of the try is left."""
+
+    async def test(bench: Bench) -> None:
+        asked = asyncio.ensure_future(bench.outcomes(*(f"score {n}" for n in range(20))))
+        said = await bench.reload(starts)
+        assert said.startswith("reload_failed: everything stays as it was: ")
+        assert ("no good" in said) == (starts == "refuse")
+        assert await asked == [float(n) for n in range(20)]
+        assert await bench.outcome("score 7") == 7
+        assert len(bench.noted("starts")) == 1
+        tried = (folder / "reload-1" / "starts").read_text().split()
+        assert len(tried) == (1 if starts == "refuse" else PATIENCE)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in tried)
+        assert bench.state() == "ready"
+
+    within(folder, test)
+
+
+def test_a_model_that_loads_too_long_is_no_model(folder: Path) -> None:
+    """The new load_timeout counts."""
+
+    async def test(bench: Bench) -> None:
+        assert "load_timeout, 1 s" in await bench.reload("hang", load_timeout=1)
+        assert await bench.outcome("score 7") == 7
+
+    within(folder, test)
+
+
+def test_a_reload_mends_a_daemon_without_a_model(folder: Path) -> None:
+    """Nothing was served before; afterwards there are answers at once."""
+
+    async def test(bench: Bench) -> None:
+        assert await bench.outcome("score 1") == "unavailable"
+        assert await bench.reload() == "done"
+        assert bench.state() == "ready"
+        assert await bench.outcome("score 1") == 1
+
+    within(folder, test, "refuse")
+
+
+def test_a_reload_changes_the_number_of_workers(folder: Path) -> None:
+    """Settings are the new ones, also those of the queue."""
+
+    async def test(bench: Bench) -> None:
+        assert await bench.reload(workers=3, max_queue=1) == "done"
+        assert len(bench.supervisor.status()["workers"]) == 3
+        hanging = []
+        for _ in range(3):
+            hanging.append(asyncio.ensure_future(bench.outcome("hang")))
+            await asyncio.sleep(0.05)
+            await until(lambda: bench.supervisor.status()["queued"] == 0, "it to be in work")
+        waiting = asyncio.ensure_future(bench.outcome("score 1"))
+        await until(lambda: bench.supervisor.status()["queued"] == 1, "one to wait")
+        assert await bench.outcome("score 2") == "busy"
+        bench.supervisor.stop()
+        await asyncio.gather(waiting, *hanging)
+
+    within(folder, test)
+
+
+def test_the_end_does_not_wait_for_a_reload(folder: Path) -> None:
+    """What is still loading is given up, and says so."""
+
+    async def test(bench: Bench) -> None:
+        reload = asyncio.ensure_future(bench.reload("hang"))
+        await until((folder / "reload-1" / "starts").exists, "the start")
+        bench.supervisor.give_up_reload()
+        assert "the daemon is stopping" in await reload
+        assert await bench.outcome("score 7") == 7
+
+    within(folder, test)
+
+
+def test_a_worker_past_its_deadline_is_overdue_until_it_is_killed(folder: Path) -> None:
+    """What hangs is killed in time, and so nothing is ever overdue."""
+
+    async def test(bench: Bench) -> None:
+        asked = asyncio.ensure_future(bench.outcome("hang"))
+        await bench.seen(1)
+        (slot,) = bench.supervisor._slots
+        assert slot.deadline is not None
+        assert not bench.supervisor.overdue()
+        slot.deadline -= 1000  # as if nobody had looked at the clock
+        assert bench.supervisor.overdue()
+        assert await asked == "timeout"
+        assert slot.deadline is None
+        assert not bench.supervisor.overdue()
+
+    within(folder, test, compute_timeout=0.5)
 
 
 # --- the end -------------------------------------------------------------------------------------

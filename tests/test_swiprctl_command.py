@@ -381,3 +381,27 @@ def test_control_c_ends_the_wait(folder: Path, command: str) -> None:
             finally:
                 process.kill()
     assert (process.returncode, output, message) == (130, "", "")
+
+
+# --- reload --------------------------------------------------------------------------------------
+
+
+def test_reload_says_that_it_is_done(daemon: Daemon) -> None:
+    """One word, when the new model serves."""
+    assert outcome("--socket", daemon.path, "reload") == (0, "reloaded\n")
+
+
+def test_a_reload_that_fails_has_status_1_and_a_reason(folder: Path) -> None:
+    """Unlike no answer, which is 3: the daemon is there, and said no."""
+    refuses = replies(lambda number: error(number, "reload_failed", message="not that one"))
+    with Peer(folder, refuses) as peer:
+        done = run("--socket", peer.path, "reload")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "swiprctl: not that one (reload_failed)\n"
+
+
+def test_a_reload_is_waited_for_as_long_as_a_model_may_load(folder: Path) -> None:
+    """Its usual time-out is its own; a given one counts."""
+    with Peer(folder, never_answers) as peer:
+        assert outcome("--socket", peer.path, "--timeout", "0.2", "reload") == (3, "")
+    assert "for reload 150" in " ".join(run("--help").stdout.split())

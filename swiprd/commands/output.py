@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from swiprctl.protocol import SwiprError
 from swiprd.compiled import FormCache, this_host
-from swiprd.config import load_config, usual_cache
+from swiprd.config import load_config, usual_cache, usual_file
 from swiprd.files import open_image, read_image
 
 MAX_FILE: Final = 2**30
@@ -58,7 +58,9 @@ def form_cache(args: argparse.Namespace, *, to_run: bool = False) -> FormCache |
         ConfigError: a setting is not acceptable.
     """
     config = load_config(
-        file=args.config, environment=args.environment, flags={"cache_dir": args.cache_dir}
+        file=args.config or usual_file(args.environment),
+        environment=args.environment,
+        flags={"cache_dir": args.cache_dir},
     )
     folder = config.cache_dir or usual_cache(args.environment)
     if folder is None:
