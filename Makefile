@@ -1,10 +1,23 @@
-# make demo   set everything up, score two photographs through the real daemon, stop it again
-# make test   set everything up, run all tests, linters and the type checker
-# make clean  remove what the two have made
+# make demo       set everything up, score two photographs through the real daemon, stop it again
+# make test       set everything up, run all tests, linters and the type checker
+# make install    as root: the software, its user, units, man pages; then the socket is enabled
+# make uninstall  as root: take all that away again, but for settings and models
+# make clean      remove what demo and test have made
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --constraint constraints.txt
+
+# Where install puts things. DESTDIR, for those who make packages, comes before all of it.
+PREFIX ?= /opt/swipr
+BINDIR ?= /usr/local/bin
+MANDIR ?= /usr/local/share/man
+COMPLETIONDIR ?= /usr/local/share/bash-completion/completions
+UNITDIR ?= /usr/local/lib/systemd/system
+USERUNITDIR ?= /usr/local/lib/systemd/user
+SYSUSERSDIR ?= /usr/local/lib/sysusers.d
+CONFDIR ?= /etc/swipr
+export DESTDIR PREFIX BINDIR MANDIR COMPLETIONDIR UNITDIR USERUNITDIR SYSUSERSDIR CONFDIR
 
 demo: $(VENV)/installed
 	tools/demo $(VENV)/bin
@@ -22,8 +35,14 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) --quiet --editable '.[test]'
 	touch $@
 
+install:
+	tools/install $(PYTHON)
+
+uninstall:
+	tools/uninstall
+
 clean:
 	rm -rf $(VENV) build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: demo test clean
+.PHONY: demo test install uninstall clean

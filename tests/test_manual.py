@@ -1,0 +1,820 @@
+"""The manual pages, the template of the settings and bash's completion, held to the code."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib
+import os
+import pty
+import re
+import select
+import shlex
+import shutil
+import subprocess
+import termios
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+import swiprctl.__main__
+import swiprd.__main__
+from swiprctl.client import DEFAULT_TIMEOUT, MAX_TIMEOUT, RELOAD_TIMEOUT, SYSTEM_SOCKET
+from swiprd.config import (
+    DEFAULT_FILE,
+    LOG_LEVELS,
+    PRECISIONS,
+    SETTINGS,
+    SYSTEM_CACHE,
+    Setting,
+    load_config,
+)
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("swiprctl.1", "swiprd.8", "swiprd.toml.5")
+TEMPLATE = ROOT / "etc" / "swiprd.toml"
+COMPLETION = ROOT / "etc" / "swipr.bash-completion"
+
+NAMES = [setting.name for setting in SETTINGS]
+NOT_IN_TOML = ("model", "cache_dir", "socket")
+"""Settings whose default is no value that could stand in a file for everybody."""
+PATHS = ("PATH", "FILE", "BUNDLE", "IMAGE", "SOURCE")
+"""What options and operands that are files call their values; DIR is a folder."""
+CHOICES = {"precision": PRECISIONS, "log_level": LOG_LEVELS}
+
+MAN = shutil.which("man") or ""
+GROFF = shutil.which("groff") or ""
+BASH = shutil.which("bash") or ""
+
+needs_man = pytest.mark.skipif(MAN == "", reason="man is not there; install Debian's man-db")
+needs_groff = pytest.mark.skipif(
+    GROFF == "", reason="groff is not there; install Debian's groff-base"
+)
+needs_bash = pytest.mark.skipif(BASH == "", reason="bash is not there")
+
+
+# --- what the code has ---------------------------------------------------------------------------
+
+
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    return {name: action for action in parser._actions for name in action.option_strings}
+
+
+def operands_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    return [
+        action
+        for action in parser._actions
+        if not action.option_strings and not isinstance(action, argparse._SubParsersAction)
+    ]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as its parsers describe it.
+
+    Attributes:
+        main: the parser without a command.
+        commands: the parser of each command.
+        page: its manual page.
+        modules: where it reads the environment and returns its exit status.
+    """
+
+    main: argparse.ArgumentParser
+    commands: dict[str, argparse.ArgumentParser]
+    page: str
+    modules: tuple[str, ...]
+
+    @property
+    def parsers(self) -> list[argparse.ArgumentParser]:
+        """All parsers."""
+        return [self.main, *self.commands.values()]
+
+    def parser(self, *words: str) -> argparse.ArgumentParser:
+        """Return the parser of a command line that begins with ``words``."""
+        return self.commands[words[0]] if words and words[0] in self.commands else self.main
+
+
+@pytest.fixture(scope="module")
+def commands() -> dict[str, Command]:
+    """Both commands. Those of swiprd import torch, so they are not asked for without need."""
+    from swiprd.commands import compile_, import_, show, verify
+
+    of_swiprd = argparse.ArgumentParser().add_subparsers()
+    for command in (import_, compile_, show, verify):
+        command.add_to(of_swiprd)
+    of_swiprctl = swiprctl.__main__._parser()
+    return {
+        "swiprctl": Command(
+            of_swiprctl,
+            commands_of(of_swiprctl),
+            "swiprctl.1",
+            ("swiprctl.__main__", "swiprctl.client"),
+        ),
+        "swiprd": Command(
+            swiprd.__main__._parser(),
+            dict(of_swiprd.choices),
+            "swiprd.8",
+            (
+                "swiprd.__main__",
+                "swiprd.commands",
+                *(f"swiprd.{path.stem}" for path in sorted((ROOT / "swiprd").glob("[a-z]*.py"))),
+            ),
+        ),
+    }
+
+
+def tree_of(module: str) -> ast.Module:
+    # Not imported: what runs a worker would begin to.
+    path = ROOT.joinpath(*module.split("."))
+    return ast.parse(
+        (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    )
+
+
+NOT_FOR_USERS: Final = {"LD_LIBRARY_PATH"}
+"""Variables that are the dynamic linker's, where Swipr reads them, too."""
+
+
+def variables_of(module: str) -> set[str]:
+    """Return the environment variables that ``module`` names.
+
+    They are what is looked up in anything called an environment, and words in capitals that stand
+    together in a tuple.
+    """
+    words: set[str] = set()
+    for node in ast.walk(tree_of(module)):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(value=where, attr="get" | "pop"),
+                args=[ast.Constant(value=str(word)), *_],
+            ):
+                words |= {word} if "environ" in ast.unparse(where) else set()
+            case ast.Subscript(value=where, slice=ast.Constant(value=str(word)), ctx=ast.Load()):
+                words |= {word} if "environ" in ast.unparse(where) else set()
+            case ast.Tuple(elts=[*elements]):
+                texts = [e.value for e in elements if isinstance(e, ast.Constant)]
+                if texts and all(re.fullmatch(r"[A-Z]+(_[A-Z]+)+", str(text)) for text in texts):
+                    words |= set(map(str, texts))
+    return {word for word in words if re.fullmatch("[A-Z][A-Z_]+", word)} - NOT_FOR_USERS
+
+
+def exit_statuses_of(module: str) -> set[int]:
+    """Return the numbers that functions of ``module`` return that return an exit status."""
+    loaded = importlib.import_module(module)
+    found = {2}  # argparse's own, for wrong usage
+    for function in ast.walk(tree_of(module)):
+        if (
+            not isinstance(function, ast.FunctionDef)
+            or ast.unparse(function.returns or function) != "int"
+        ):
+            continue
+        for statement in ast.walk(function):
+            if isinstance(statement, ast.Return) and statement.value is not None:
+                found |= set(_leaves(statement.value, loaded))
+    return found
+
+
+def _leaves(value: ast.expr, module: Any) -> Iterator[int]:
+    match value:
+        case ast.Constant(value=int(number)):
+            yield number
+        case ast.Name(id=name) if type(getattr(module, name, None)) is int:
+            yield getattr(module, name)
+        case ast.IfExp(body=one, orelse=other):
+            yield from _leaves(one, module)
+            yield from _leaves(other, module)
+        case ast.BoolOp(values=several):
+            for one in several:
+                yield from _leaves(one, module)
+        case ast.Call(func=ast.Name(id="_fail"), args=[_, status]):
+            yield from _leaves(status, module)
+
+
+def expectation_of(setting: Setting, bad: object) -> str | None:
+    """Return what the setting says it expects instead of ``bad``; None: it takes that."""
+    try:
+        setting.check(bad)
+    except ValueError as expected:
+        return str(expected)
+    return None
+
+
+# --- what a page says ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a list: the words at its head, and what is said under it."""
+
+    section: str
+    head: str
+    body: str
+
+    @property
+    def options(self) -> list[str]:
+        """The options at the head, dashes included."""
+        return re.findall(r"(?:^|, )(--?[a-z][\w-]*)", self.head)
+
+    @property
+    def word(self) -> str:
+        """The first word of the head."""
+        return self.head.split()[0]
+
+
+class Page:
+    """A page in mdoc(7), without its macros.
+
+    Attributes:
+        sections: the text of each, without displays, by its heading.
+        items: all items of all lists.
+        displays: the lines of all displays.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.source = (ROOT / "docs" / name).read_text()
+        self.sections: dict[str, str] = {}
+        self.items: list[Item] = []
+        self.displays: list[str] = []
+        section = subsection = ""
+        in_display = in_item = False
+        for line in self.source.replace("\\\n", "").splitlines():
+            macro, _, rest = line.partition(" ")
+            if macro in (".Bd", ".Ed"):
+                in_display = macro == ".Bd"
+            elif in_display:
+                self.displays.append(unescaped(line))
+            elif macro == ".Sh":
+                section = subsection = rest.strip('"')
+            elif macro == ".Ss":
+                subsection = rest.strip('"')
+            elif macro == ".It":
+                in_item = True
+                self.items.append(Item(subsection, plain(f".{rest}"), ""))
+            elif macro == ".El":
+                in_item = False
+            elif macro not in (".Bl", '.\\"') and section:
+                words = plain(line)
+                self.sections[section] = f"{self.sections.get(section, '')} {words}".strip()
+                if in_item:
+                    last = self.items[-1]
+                    self.items[-1] = Item(last.section, last.head, f"{last.body} {words}".strip())
+
+    def under(self, *headings: str) -> list[Item]:
+        """Return the items under these headings, of sections or subsections."""
+        return [item for item in self.items if item.section in headings]
+
+
+def unescaped(text: str) -> str:
+    return text.replace("\\-", "-").replace("\\e", "\\")
+
+
+def plain(line: str) -> str:
+    """Return the words of a line, with the dashes that ``Fl`` puts before its own."""
+    if line.startswith("."):
+        words: list[str] = []
+        macro = ""
+        for word in line.removeprefix(".").split():
+            if re.fullmatch(r"[A-Z][a-z]", word):
+                macro = word
+            elif macro == "Fl" and word not in (",", ")", "|", ".", ":", ";"):
+                words.append(f"-{word}")
+            elif macro == "Qq":
+                words.append(f'"{word}"')
+            elif macro == "Bq":
+                words.append(f"[{word}]")
+            else:
+                words.append(word)
+        line = " ".join(words)
+    return re.sub(r" ([,.:;)])", r"\1", unescaped(line))
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, Page]:
+    """All pages, by their names."""
+    return {name: Page(name) for name in PAGES}
+
+
+def rendered(page: str, *options: str, width: int = 80) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [MAN, *options, "-l", str(ROOT / "docs" / page)],
+        env={**os.environ, "MANWIDTH": str(width), "LC_ALL": "C.UTF-8", "MANPAGER": "cat"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+
+
+# --- the pages are sound -------------------------------------------------------------------------
+
+
+@needs_man
+@pytest.mark.parametrize("page", PAGES)
+def test_man_shows_the_page_without_a_warning(page: str) -> None:
+    """What man-db's own check of a page says is nothing."""
+    done = rendered(page, "--warnings")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0].startswith(page.rpartition(".")[0].upper())
+
+
+@needs_man
+@pytest.mark.parametrize("page", PAGES)
+def test_the_page_fits_a_terminal_of_80_columns(page: str) -> None:
+    """No example is cut off or broken where it would be copied from."""
+    lines = rendered(page).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+
+
+@needs_groff
+@pytest.mark.parametrize("page", PAGES)
+def test_groff_has_no_warning(page: str) -> None:
+    """Not with all of its warnings turned on, either."""
+    command = [GROFF, "-mdoc", "-ww", "-z", "-Tutf8", str(ROOT / "docs" / page)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_pages_refer_to_each_other(pages: dict[str, Page]) -> None:
+    """Each page names both others where one looks for them."""
+    for name, page in pages.items():
+        others = [other.rpartition(".")[::2] for other in PAGES if other != name]
+        for title, number in others:
+            assert f"{title} {number}" in page.sections["SEE ALSO"]
+
+
+# --- options and commands ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["swiprctl", "swiprd"])
+def test_the_page_lists_the_options_that_the_code_has_and_no_others(
+    name: str, commands: dict[str, Command], pages: dict[str, Page]
+) -> None:
+    """Each is an item, with the word for its value. What only commands of swiprd take is not."""
+    command = commands[name]
+    listed = [(option, item) for item in pages[command.page].items for option in item.options]
+    assert len(dict(listed)) == len(listed), "an option is listed twice"
+    expected = options_of(command.main)
+    if name == "swiprctl":
+        for parser in command.commands.values():
+            expected |= options_of(parser)
+    # Items of swiprd's commands name options that are no items of their own.
+    assert dict(listed).keys() == expected.keys()
+    for option, item in listed:
+        value = expected[option].metavar
+        assert item.head.partition(option)[2].strip() in (value or "", ", --help")
+
+
+@pytest.mark.parametrize("name", ["swiprctl", "swiprd"])
+def test_the_page_mentions_no_option_that_the_code_has_not(
+    name: str, commands: dict[str, Command], pages: dict[str, Page]
+) -> None:
+    """Neither in its text nor in its synopsis, nor at the head of an item."""
+    known = {
+        name for command in commands.values() for p in command.parsers for name in options_of(p)
+    }
+    page = pages[commands[name].page]
+    text = [*page.sections.values(), *(item.head for item in page.items)]
+    mentioned = {word for part in text for word in re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", part)}
+    assert mentioned
+    assert mentioned <= known
+
+
+def test_the_page_of_settings_mentions_no_option_that_the_code_has_not(
+    pages: dict[str, Page],
+) -> None:
+    """The two examples of options in it are the daemon's."""
+    mentioned = re.findall(
+        r"(?<![\w-])--?[a-z][\w-]*", pages["swiprd.toml.5"].sections["DESCRIPTION"]
+    )
+    assert mentioned
+    assert set(mentioned) <= options_of(swiprd.__main__._parser()).keys()
+
+
+@pytest.mark.parametrize("name", ["swiprctl", "swiprd"])
+def test_the_page_lists_the_commands_that_the_code_has_and_no_others(
+    name: str, commands: dict[str, Command], pages: dict[str, Page]
+) -> None:
+    """Each is an item, with its operands, and stands in the synopsis."""
+    command = commands[name]
+    page = pages[command.page]
+    found = [item for item in page.under("DESCRIPTION", "Commands") if item.word.isalpha()]
+    assert [item.word for item in found if item.word not in command.commands] == []
+    assert sorted(item.word for item in found) == sorted(command.commands)
+    for item in found:
+        operands = [str(action.metavar) for action in operands_of(command.commands[item.word])]
+        assert [word for word in operands if word not in item.head] == []
+        assert item.word in page.sections["SYNOPSIS"].replace("|", " ").split()
+
+
+def test_the_commands_of_swiprd_are_those_that_it_looks_for(commands: dict[str, Command]) -> None:
+    """What tests here take for its commands is what it takes for them."""
+    assert tuple(commands["swiprd"].commands) == swiprd.__main__.COMMANDS
+
+
+def test_the_page_of_swiprctl_tells_how_long_it_waits(pages: dict[str, Page]) -> None:
+    """Both defaults and the limit are the code's."""
+    (item,) = [item for item in pages["swiprctl.1"].items if "--timeout" in item.options]
+    assert f"up to {MAX_TIMEOUT:g}. " in item.body
+    assert f"The default is {DEFAULT_TIMEOUT:g}, and for reload {RELOAD_TIMEOUT:g}." in item.body
+
+
+def test_the_page_of_swiprd_names_the_choices(pages: dict[str, Page]) -> None:
+    """Where a setting takes one of a few words, its option says which."""
+    items = {item.options[0]: item for item in pages["swiprd.8"].under("Settings")}
+    for name, choices in CHOICES.items():
+        *first, last = choices
+        body = items["--" + name.replace("_", "-")].body
+        assert body.endswith(f": {', '.join(first)} or {last}")
+
+
+EXAMPLE: Final = re.compile(r"^(?:[$#>] +)?(?:sudo )?(swiprctl|swiprd) (.*)")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_are_command_lines_that_the_code_takes(
+    page: str, commands: dict[str, Command], pages: dict[str, Page]
+) -> None:
+    """An example that is copied is not refused, whatever it does then."""
+    found = [match for line in pages[page].displays if (match := EXAMPLE.match(line.strip()))]
+    assert found
+    for match in found:
+        words = shlex.split(re.split(r" (?:\|\|?|&&|;)", match[2])[0])
+        command = commands[match[1]]
+        parser = command.main
+        if match[1] == "swiprd" and words[0] in command.commands:
+            parser = command.commands[words.pop(0)]
+        try:
+            parser.parse_args(words)
+        except SystemExit:
+            pytest.fail(f"refused: {match[0]}")
+
+
+# --- environment, files, exit status -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["swiprctl", "swiprd"])
+def test_the_page_lists_the_variables_that_the_code_reads_and_no_others(
+    name: str, commands: dict[str, Command], pages: dict[str, Page]
+) -> None:
+    """Those of the settings too, each by its name."""
+    command = commands[name]
+    expected = {variable for module in command.modules for variable in variables_of(module)}
+    if name == "swiprd":
+        expected |= {setting.variable for setting in SETTINGS}
+    items = pages[command.page].under("ENVIRONMENT")
+    listed = [word for item in items for word in item.head.split(", ")]
+    assert sorted(listed) == sorted(expected)
+
+
+@pytest.mark.parametrize("name", ["swiprctl", "swiprd"])
+def test_the_page_lists_the_exit_statuses_that_the_code_returns_and_no_others(
+    name: str, commands: dict[str, Command], pages: dict[str, Page]
+) -> None:
+    """Each is a number at the head of an item."""
+    command = commands[name]
+    mains = [module for module in command.modules if module.endswith(("__main__", ".commands"))]
+    expected = {status for module in mains for status in exit_statuses_of(module)}
+    listed = [int(item.head) for item in pages[command.page].under("EXIT STATUS")]
+    assert listed == sorted(expected)
+
+
+def test_the_numbers_of_the_script_service_are_all_there(pages: dict[str, Page]) -> None:
+    """They are those that the codes of the protocol have."""
+    numbers = {kind.number for kind in swiprctl.protocol.CODES.values()}
+    listed = [
+        item.head for item in pages["swiprctl.1"].under("DESCRIPTION") if item.head[1:].isdigit()
+    ]
+    assert sorted(map(int, listed)) == sorted(numbers)
+
+
+def test_the_pages_name_the_files_that_the_code_uses(pages: dict[str, Page]) -> None:
+    """At the places where the code looks."""
+    heads = {page: " ".join(item.head for item in pages[page].under("FILES")) for page in PAGES}
+    for path in (DEFAULT_FILE, SYSTEM_SOCKET, SYSTEM_CACHE, "/run/swipr/swiprd.pid"):
+        assert path in heads["swiprd.8"].replace(",", " ").split()
+    assert DEFAULT_FILE in heads["swiprd.toml.5"].split()
+    assert SYSTEM_SOCKET in heads["swiprctl.1"].split()
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def test_the_page_of_settings_has_each_of_them_in_order(pages: dict[str, Page]) -> None:
+    """And none that is not there."""
+    found = [item.word for item in pages["swiprd.toml.5"].items if " = " in item.head]
+    assert found == NAMES
+
+
+@pytest.fixture(scope="module")
+def explained(pages: dict[str, Page]) -> dict[str, Item]:
+    """What swiprd.toml(5) says of each setting, by its name."""
+    return {item.word: item for item in pages["swiprd.toml.5"].items if " = " in item.head}
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=NAMES)
+def test_a_setting_is_explained_with_its_default(
+    setting: Setting, explained: dict[str, Item]
+) -> None:
+    """It stands at the head, as it would in the file; in brackets what is no value."""
+    head = explained[setting.name].head
+    if setting.name in NOT_IN_TOML:
+        assert re.fullmatch(rf"{setting.name} = \[.+\]", head)
+    else:
+        assert tomllib.loads(head) == {setting.name: setting.default}
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=NAMES)
+def test_a_setting_is_explained_with_its_type_range_and_unit(
+    setting: Setting, explained: dict[str, Item]
+) -> None:
+    """In the words with which the daemon refuses a bad value."""
+    body = explained[setting.name].body
+    for bad in (object(), "/" + "x" * 4000):
+        expected = expectation_of(setting, bad)
+        assert expected is None or expected.lower() in body.lower()
+    is_text = setting.default is None or isinstance(setting.default, str)
+    assert is_text == ("A string" in body)
+    for ending, unit in (("_timeout", "In seconds"), ("_mib", "In MiB"), ("_megapixels", "pixels")):
+        assert setting.name.endswith(ending) <= (unit in body)
+
+
+def test_the_range_of_a_setting_is_looked_for_as_a_whole(explained: dict[str, Item]) -> None:
+    """The test above would not take a page that says 1 to 640 for one that says 1 to 64."""
+    for setting in SETTINGS:
+        expected = expectation_of(setting, object())
+        assert expected is not None
+        at = explained[setting.name].body.lower().index(expected.lower())
+        rest = explained[setting.name].body[at + len(expected) :]
+        assert re.match(r"\.(\s|$)|[,;] | of at most", rest), rest
+
+
+def test_only_a_setting_that_needs_a_restart_says_so(explained: dict[str, Item]) -> None:
+    """All others are taken over by a reload."""
+    assert [name for name, item in explained.items() if "Needs a restart" in item.body] == [
+        "socket"
+    ]
+
+
+# --- the template --------------------------------------------------------------------------------
+
+
+def uncommented(text: str) -> str:
+    """Return the template as somebody has it who takes each # before a setting away."""
+    return re.sub(r"(?m)^#(?=[a-z_]+ = )", "", text)
+
+
+def test_the_template_changes_nothing() -> None:
+    """As it is installed it leaves every default."""
+    assert load_config(file=str(TEMPLATE), environment={}, flags={}) == load_config(
+        file=os.devnull, environment={}, flags={}
+    )
+
+
+def test_the_template_has_each_setting_in_order_with_one_comment() -> None:
+    """Each is a line of its own that ends with words about it; all else is prose."""
+    lines = [line for line in TEMPLATE.read_text().splitlines() if line]
+    settings = [line for line in lines if not re.match(r"#( |$)", line)]
+    assert [line.partition(" ")[0] for line in settings] == [f"#{name}" for name in NAMES]
+    for line in settings:
+        assert re.fullmatch(r"#[a-z_]+ = \S+ +# .*[\w\"]", line)
+    assert max(map(len, lines)) <= 100
+
+
+def test_the_template_shows_the_defaults(folder: Path) -> None:
+    """With each # taken away it still is the default, as far as a file can say it."""
+    file = folder / "swiprd.toml"
+    file.write_text(uncommented(TEMPLATE.read_text()))
+    config = load_config(file=str(file), environment={}, flags={})
+    assert tomllib.loads(file.read_text()).keys() == set(NAMES)
+    for setting in SETTINGS:
+        if setting.name not in NOT_IN_TOML:
+            assert getattr(config, setting.name) == setting.default
+    # For root and the service, the usual places; the model has none, and is an example.
+    assert config.cache_dir == SYSTEM_CACHE
+    assert config.socket == SYSTEM_SOCKET
+    assert config.model.startswith("/var/lib/swipr/")
+    (line,) = [x for x in TEMPLATE.read_text().splitlines() if x.startswith("#model")]
+    assert "without this line" in line
+
+
+def test_the_template_names_the_choices() -> None:
+    """One does not have to look them up."""
+    for name, choices in CHOICES.items():
+        (line,) = [x for x in TEMPLATE.read_text().splitlines() if x.startswith(f"#{name} ")]
+        assert ", ".join(choices) in line
+
+
+# --- completion ----------------------------------------------------------------------------------
+
+ASK: Final = """
+source "$1" || exit
+shift
+read -r _ _ function name < <(complete -p "$1") || exit
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+"$function" "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+((${#COMPREPLY[@]} == 0)) || printf '%s\\0' "${COMPREPLY[@]}"
+"""
+
+
+def offered(*words: str, within: Path = ROOT) -> list[str]:
+    """Return what bash offers for the last of ``words``; an empty one: nothing is typed yet."""
+    done = subprocess.run(
+        [BASH, "--norc", "--noprofile", "-u", "-c", ASK, "bash", COMPLETION, *words],
+        cwd=within,
+        # No program can be found, so whoever ran one would be told so.
+        env={"PATH": "/nonexistent", "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split("\0")[:-1]
+
+
+@pytest.fixture
+def place(folder: Path) -> Path:
+    """A folder with two files and a folder in it, all with a space in their names."""
+    for name in ("two words.png", "-begins with a dash"):
+        (folder / name).touch()
+    (folder / "a folder").mkdir()
+    return folder
+
+
+ALL: Final = ["-begins with a dash", "a folder", "two words.png"]
+CONTEXTS: Final = [
+    ("swiprctl",),
+    *(("swiprctl", name) for name in commands_of(swiprctl.__main__._parser())),
+    ("swiprd",),
+    *(("swiprd", name) for name in swiprd.__main__.COMMANDS),
+]
+
+
+@needs_bash
+@pytest.mark.parametrize("context", CONTEXTS, ids=" ".join)
+def test_the_options_that_the_code_has_are_offered_and_no_others(
+    context: tuple[str, ...], commands: dict[str, Command]
+) -> None:
+    """After a command, those of the command."""
+    parser = commands[context[0]].parser(*context[1:])
+    assert sorted(offered(*context, "-")) == sorted(options_of(parser))
+    assert offered(*context, "--hel") == ["--help"]
+    assert offered(*context, "--none") == []
+
+
+@needs_bash
+def test_the_commands_that_the_code_has_are_offered_and_no_others(
+    commands: dict[str, Command],
+) -> None:
+    """Those of swiprd as the first word only; those of swiprctl after options, too."""
+    for name, command in commands.items():
+        assert sorted(offered(name, "")) == sorted(command.commands)
+        for word in command.commands:
+            assert offered(name, word[:-1]) == [word]
+    for options in (
+        ["--socket", "/s"],
+        ["--socket", "=", "/s", "--timeout", "5"],
+        ["--timeout", "=", "5"],
+        ["--socket=/s"],
+    ):
+        assert sorted(offered("swiprctl", *options, "")) == sorted(commands["swiprctl"].commands)
+    assert offered("swiprctl", "--compute", "x.png", "") == []
+    assert offered("swiprctl", "ping", "") == []
+    assert offered("swiprd", "--workers", "2", "") == []
+
+
+@needs_bash
+@pytest.mark.parametrize("context", CONTEXTS, ids=" ".join)
+def test_values_of_options_are_offered_as_the_code_takes_them(
+    context: tuple[str, ...], commands: dict[str, Command], place: Path
+) -> None:
+    """Choices are offered where there are some, files where it is a path, and otherwise nothing."""
+    for option, action in options_of(commands[context[0]].parser(*context[1:])).items():
+        choices = action.choices
+        if context == ("swiprd",):
+            choices = CHOICES.get(action.dest)
+        if action.nargs == 0:
+            expected = None
+        elif choices is not None:
+            expected = list(choices)
+        elif action.metavar in PATHS:
+            expected = ALL
+        else:
+            expected = ["a folder"] if action.metavar == "DIR" else []
+        if expected is not None:
+            assert sorted(offered(*context, option, "", within=place)) == sorted(expected), option
+            assert sorted(offered(*context, option, "=", within=place)) == sorted(expected), option
+            for word in expected:
+                assert word in offered(*context, option, "=", word[:3], within=place)
+
+
+@needs_bash
+@pytest.mark.parametrize("context", CONTEXTS, ids=" ".join)
+def test_file_names_are_offered_where_a_command_takes_files(
+    context: tuple[str, ...], commands: dict[str, Command], place: Path
+) -> None:
+    """A space in a name makes no two of it; and a file is not offered where none is taken."""
+    if len(context) == 1:  # where a command stands first
+        return
+    operands = operands_of(commands[context[0]].parser(*context[1:]))
+    assert all(operand.metavar in PATHS for operand in operands)
+    assert sorted(offered(*context, "", within=place)) == (ALL if operands else [])
+    assert offered(*context, "two", within=place) == (["two words.png"] if operands else [])
+    if context[0] == "swiprctl" and operands:
+        assert offered(*context, "--", "-", within=place) == ["-begins with a dash"]
+        assert offered(*context, "a.png", "", within=place) == []
+
+
+class Terminal:
+    """A bash that somebody types into. ``close`` must be called."""
+
+    PROMPT = "READY> "
+
+    def __init__(self, folder: Path) -> None:
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (24, 1000))  # no line is broken where it is shown
+        self._fd = ours
+        try:
+            self._process = subprocess.Popen(
+                [BASH, "--norc", "--noprofile", "-i"],
+                stdin=theirs,
+                stdout=theirs,
+                stderr=theirs,
+                cwd=folder,
+                env={
+                    "HOME": str(folder),
+                    "HISTFILE": "",
+                    "INPUTRC": os.devnull,
+                    "LC_ALL": "C.UTF-8",
+                    "PATH": "/nonexistent",
+                    "PS1": self.PROMPT,
+                    "TERM": "dumb",
+                },
+                start_new_session=True,
+            )
+        finally:
+            os.close(theirs)
+
+    def type(self, keys: str) -> str:
+        """Type a line, its newline included, and return what is shown until the next prompt."""
+        os.write(self._fd, keys.encode())
+        return self.shown()
+
+    def shown(self) -> str:
+        """Return what is shown until the next prompt."""
+        data = b""
+        deadline = time.monotonic() + 30
+        while not data.endswith(self.PROMPT.encode()):
+            readable, _, _ = select.select([self._fd], [], [], deadline - time.monotonic())
+            assert readable, f"waited in vain for a prompt, got {data!r}"
+            data += os.read(self._fd, 4096)
+        return data.decode()
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+        os.close(self._fd)
+
+
+@needs_bash
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("swiprctl compute two\t", ["compute", "two words.png"]),
+        ("swiprctl compute 'two w\t", ["compute", "two words.png"]),
+        ("swiprctl compute two\\ w\t", ["compute", "two words.png"]),
+        ("swiprctl compute -- -\t", ["compute", "--", "-begins with a dash"]),
+        ("swiprctl --socket=two\t", ["--socket=two words.png"]),
+        ("swiprctl sta\t", ["status"]),
+        ("swiprd --cache-dir=\tx", ["--cache-dir=a folder/x"]),
+        ("swiprd --log-level=deb\t", ["--log-level=debug"]),
+        ("swiprd --prec\tbf\t", ["--precision", "bf16"]),
+        ("swiprd show a\ttw\t", ["show", "a folder/twins.png"]),
+    ],
+)
+def test_what_tab_makes_of_a_line_is_what_the_command_gets(
+    keys: str, words: list[str], place: Path
+) -> None:
+    """Typed into a real bash, names with spaces come out as one word, quoted as need be."""
+    (place / "a folder" / "twins.png").touch()
+    with contextlib.closing(Terminal(place)) as terminal:
+        terminal.shown()
+        terminal.type(f"source {shlex.quote(str(COMPLETION))}\n")
+        for name in ("swiprctl", "swiprd"):
+            terminal.type(f"{name}() {{ printf '<%s>' \"$@\"; echo; }}\n")
+        shown = terminal.type(f"{keys}\n")
+    assert "".join(f"<{word}>" for word in words) in shown.splitlines()
