@@ -162,7 +162,8 @@ def read_bundle(path: str) -> Bundle:
     """
     try:
         content = safetensors.read_content(path)
-        if content.startswith((b"PK", b"\x80")):
+        # A header's length may begin with the same byte; its text begins with a brace.
+        if content.startswith((b"PK", b"\x80")) and content[8:9] != b"{":
             raise BundleError("it looks like torch's; make a bundle of it with swiprd import")
         metadata, tensors = safetensors.parse(content)
         manifest = _parse_manifest(metadata)

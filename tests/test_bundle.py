@@ -140,6 +140,18 @@ def test_a_written_bundle_reads_back_the_same(folder: Path) -> None:
     assert sorted(tensor.dtype for tensor in TENSORS.values()) == sorted([*ITEM_SIZES, "U8"])
 
 
+def test_a_header_of_any_length_is_read(folder: Path) -> None:
+    """Also one whose length begins as a pickle does, which a header in 32 does."""
+    path = folder / "model.safetensors"
+    begun = set()
+    for length in range(0, 256, 8):
+        manifest = dataclasses.replace(MANIFEST, source="x" * (length + 1))
+        write_bundle(str(path), manifest, TENSORS)
+        begun.add(path.read_bytes()[0])
+        assert read_bundle(str(path)).manifest == manifest
+    assert 0x80 in begun
+
+
 def test_a_bundle_without_outputs_has_one_output_a_label(folder: Path) -> None:
     """None is kept as None, which is how it is told from ranges."""
     path = str(folder / "model")

@@ -554,6 +554,7 @@ def seconds_until_ready(bundle: str, cache: Path) -> float:
         "max_bytes": 10**8,
         "max_pixels": MAX_PIXELS,
         "log_level": "info",
+        "log_target": "terminal",
     }
     ours, theirs = socket.socketpair()
     ours.settimeout(60)

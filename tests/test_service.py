@@ -73,18 +73,20 @@ def pid_here(machine: Machine, pid: int) -> int:
     raise AssertionError(f"no process {pid} in the machine")
 
 
-def worker_pid(machine: Machine) -> int:
-    """Return the worker's process id, once it is ready."""
+def worker_pid(machine: Machine, *, after: int | None = None) -> int:
+    """Return the process id of the worker, once one is ready that is not ``after``."""
     seen: list[int] = []
 
     def is_ready() -> bool:
         (worker,) = client.status()["workers"]
-        seen.append(worker["pid"])
-        return bool(worker["state"] == "ready")
+        if worker["state"] == "ready":
+            with contextlib.suppress(AssertionError):  # it has just been killed
+                seen.append(pid_here(machine, worker["pid"]))
+        return seen[-1:] not in ([], [after])
 
     with machine.client() as client:
         wait_until(is_ready, "a worker")
-    return pid_here(machine, seen[-1])
+    return seen[-1]
 
 
 def processes(machine: Machine) -> str:
@@ -356,12 +358,10 @@ def test_killed_workers_do_not_touch_the_service(machine: Machine) -> None:
     with machine.client() as client:
         client.ping()
         entered, front = machine.show("swipr.service", "ActiveEnterTimestamp"), main_pid(machine)
-        killed: set[int] = set()
-        while len(killed) < 30:
-            worker = worker_pid(machine)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGKILL)
-            killed.add(worker)
+        worker = None
+        for _ in range(30):
+            worker = worker_pid(machine, after=worker)
+            os.kill(worker, signal.SIGKILL)
         assert client.compute(CHELSEA).scores[1] > 0.9
     assert main_pid(machine) == front
     assert machine.show("swipr.service", "ActiveEnterTimestamp") == entered
