@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -17,7 +16,7 @@ from swiprd.listen import OwnSocket
 from swiprd.log import set_level
 from swiprd.process import REAP_TIMEOUT
 from swiprd.server import FAREWELL, Server
-from swiprd.supervisor import Supervisor
+from swiprd.supervisor import Supervisor, in_brief
 from swiprd.systemd import ServiceManager, extend_timeout, reloading
 
 log = logging.getLogger("swiprd")
@@ -25,6 +24,7 @@ log = logging.getLogger("swiprd")
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 SIGNALS: Final = (*STOP_SIGNALS, signal.SIGHUP)
 """What ``Daemon.run`` takes care of; the caller blocks them until then."""
+STDERR: Final = 2
 BEATS: Final = 3
 """How often the watchdog is fed in the time after which it would bite."""
 MARGIN: Final = 5.0
@@ -59,7 +59,7 @@ class Daemon:
         self._server = Server(
             config, listeners, self._supervisor, own=own, reload=self._reload_for_client
         )
-        self._has_terminal = _is_terminal(sys.stderr.fileno())
+        self._has_terminal = _is_terminal(STDERR)
         self._stopping = False
         self._said = ""
         self._reloading = asyncio.Lock()
@@ -118,7 +118,7 @@ class Daemon:
     # --- reload ----------------------------------------------------------------------------------
 
     def _hang_up(self) -> None:
-        if self._has_terminal and not _is_terminal(sys.stderr.fileno()):
+        if self._has_terminal and not _is_terminal(STDERR):
             log.info("the terminal is gone")
             self._server.stop()
         else:
@@ -139,6 +139,8 @@ class Daemon:
     async def _reload(self) -> SwiprError | None:
         async with self._reloading:
             self._next_reload = None
+            if self._stopping:
+                return SwiprError("shutting_down", "the daemon is stopping; nothing was reloaded")
             self._manager.tell(*reloading(), extend_timeout(self._config.load_timeout + MARGIN))
             self._tell_status()
             try:
@@ -152,6 +154,9 @@ class Daemon:
             except SwiprError as error:
                 log.error("not reloaded: %s", error)
                 return error
+            except Exception as error:  # the old settings have served until now, and will
+                log.exception("not reloaded")
+                return SwiprError("internal", f"the reload failed: {type(error).__name__}")
             else:
                 self._use(config)
                 return None
@@ -174,7 +179,7 @@ def _in_words(supervisor: Supervisor) -> str:
         case "loading":
             return "loading the model"
         case "ready":
-            labels = ",".join(status["labels"])
+            labels = in_brief(status["labels"])
             return f"ready: {labels}; {status['engine']} {status['precision']}"
         case "idle":
             return "idle: the next image loads the model again"

@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from swiprctl.protocol import Result, SwiprError
@@ -37,6 +37,8 @@ PATIENCE: Final = 3
 """Starts in a row that may die without a word before the slot counts as failed."""
 MAX_BACKOFF: Final = 30.0
 """Longest time in seconds that a failed slot refuses work."""
+FEW: Final = 8
+"""Labels that are all named in a log line."""
 OVERDUE: Final = 5.0
 """Seconds past its deadline in which a worker must have been killed."""
 
@@ -204,6 +206,11 @@ class Supervisor:
             "queued": len(self.queue),
             "workers": [{"pid": slot.pid, "state": slot.state} for slot in self._slots],
         }
+
+
+def in_brief(labels: Sequence[str]) -> str:
+    """Return the labels in a line for people, who do not want to read a thousand."""
+    return ",".join(labels) if len(labels) <= FEW else f"{labels[0]} and {len(labels) - 1} more"
 
 
 def _unavailable(reason: str | None) -> SwiprError:
@@ -390,7 +397,7 @@ class _Slot:
             description["model"],
             description["engine"],
             description["precision"],
-            ",".join(description["labels"]),
+            in_brief(description["labels"]),
         )
 
     async def _work(self, worker: WorkerProcess) -> None:

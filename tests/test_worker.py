@@ -319,7 +319,9 @@ def test_it_ends_when_the_front_ends_without_reading_what_it_said() -> None:
         assert worker.end() == QUIET
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: str(n.name))
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: str(n.name)
+)
 def test_signals_for_the_whole_group_do_not_end_it(ready: Worker, number: signal.Signals) -> None:
     """A drain goes on after the Ctrl-C that began it; only the front ends a worker."""
     with CHELSEA.open("rb") as file:
