@@ -261,9 +261,10 @@ def _is_connected(sock: socket.socket) -> bool:
 
 def _why_not(path: str, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
+        start = "systemctl start swipr.socket" if path == SYSTEM_SOCKET else "start swiprd"
         return (
             f"no daemon at {path}: there is no such socket;"
-            " start swiprd or name its socket with --socket or SWIPR_SOCKET"
+            f" {start} or name its socket with --socket or SWIPR_SOCKET"
         )
     if isinstance(error, ConnectionRefusedError):
         if not _is_socket(path):
@@ -292,7 +293,7 @@ def _whose(path: str) -> str:
         user, group = pwd.getpwuid(found.st_uid).pw_name, grp.getgrgid(found.st_gid).gr_name
     except (ImportError, OSError, KeyError):
         return "; ask whoever runs swiprd"
-    return f"; it is for the user {user} and members of the group {group}"
+    return f"; it is for the user {user} and members of the group {group}, once logged in anew"
 
 
 def _left(deadline: float) -> float:

@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import swiprctl
@@ -48,11 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         expected = ", ".join(COMMANDS)
         return _fail(ValueError(f"no command {words[0]!r:.60}, expected one of {expected}"), USAGE)
     args = vars(_parser().parse_args(argv))
-    file = args.pop("config") or usual_file(os.environ)
+    file = args.pop("config")
     background = {name: args.pop(name) for name in ("detach", "pid_file", "log_file")}
 
     def load() -> Config:
-        config = load_config(file=file, environment=os.environ, flags=args)
+        found = file or usual_file(os.environ)
+        config = load_config(file=found, environment=os.environ, flags=args)
         if config.cache_dir is None:
             config = dataclasses.replace(config, cache_dir=usual_cache(os.environ))
         return config
@@ -60,14 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as undo:
         try:
             _refuse_alone(background)
-            config = load()
             manager = service_manager(os.environ)
             listeners = listen_fds(os.environ)
+            config, fault = _load_or_fault(load, is_activated=bool(listeners))
             # From here to the event loop a signal waits: nothing may be left behind.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             own = None
             if background["detach"]:
-                pid_file = _pid_file(background["pid_file"], listeners, os.environ)
+                if listeners:
+                    raise ConfigError("--detach is not for a daemon that was handed its socket")
+                pid_file = PidFile(_pid_path(background["pid_file"], config.socket, os.environ))
                 undo.callback(pid_file.remove)
             if not listeners:
                 own = open_listener(config.socket, os.environ)
@@ -78,6 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 log_target = "journal" if is_journal(os.environ, 2) else "terminal"
             start_logging(log_target, config.log_level, "swiprd")
+            if fault is not None:
+                log.error("there is nothing to serve: %s", fault)
+            elif config.socket is not None and own is None:
+                log.warning("the setting socket does not count: systemd listens")
         except ConfigError as error:
             return _fail(error, USAGE)
         except (ActivationError, DetachError, ListenError) as error:
@@ -86,11 +93,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         async def serve() -> None:
             await Daemon(
-                load, config, listeners, own=own, manager=manager, log_target=log_target
+                load,
+                config,
+                listeners,
+                own=own,
+                manager=manager,
+                log_target=log_target,
+                out_of_service=fault,
             ).run()
 
         asyncio.run(serve())
-    log.info("stopped")
+        log.info("stopped")
     return DONE
 
 
@@ -101,14 +114,27 @@ def _refuse_alone(background: Mapping[str, str | bool | None]) -> None:
             raise ConfigError(f"{flag} is for a daemon in the background: add --detach")
 
 
-def _pid_file(
-    path: str | None, listeners: Sequence[socket.socket], environment: Mapping[str, str]
-) -> PidFile:
-    if listeners:
-        raise ConfigError("--detach is not for a daemon that was handed its socket: leave it out")
-    if path is None:
-        path = os.path.join(_usual_folder(environment, "--pid-file"), "swiprd.pid")
-    return PidFile(path)
+def _load_or_fault(load: Callable[[], Config], *, is_activated: bool) -> tuple[Config, str | None]:
+    """Return the settings and None, or the defaults and what is wrong with the settings.
+
+    Who was started by a client has somebody to tell it to, who would wait in vain for a daemon
+    that is not there; everybody else is told by the exit status.
+    """
+    try:
+        return load(), None
+    except ConfigError as error:
+        if not is_activated:
+            raise
+        defaults = load_config(file=os.devnull, environment={}, flags={})
+        return defaults, f"{error}; mend it and run swiprctl reload"
+
+
+def _pid_path(path: str | None, socket_path: str | None, environment: Mapping[str, str]) -> str:
+    if path is not None:
+        return path
+    if socket_path is not None:
+        return socket_path + ".pid"
+    return os.path.join(_usual_folder(environment), "swiprd.pid")
 
 
 def _detach(log_file: str | None, pid_file: PidFile, listeners: Sequence[socket.socket]) -> str:
@@ -177,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--detach", action="store_true", help="go on in the background")
     for flag, help in (
-        ("--pid-file", "with --detach: holds its process id [usual place]"),
+        ("--pid-file", "with --detach: holds its process id [beside socket]"),
         ("--log-file", "with --detach: where to log [syslog]"),
     ):
         parser.add_argument(flag, metavar="PATH", help=help, type=_absolute)
@@ -198,18 +224,18 @@ def _absolute(path: str) -> str:
 def open_listener(path: str | None, environment: Mapping[str, str]) -> OwnSocket:
     """Return a listener at ``path``, or at the user's usual place when that is None."""
     if path is None:
-        path = os.path.join(_usual_folder(environment, "--socket"), "swipr.sock")
+        path = os.path.join(_usual_folder(environment), "swipr.sock")
     return OwnSocket(path)
 
 
-def _usual_folder(environment: Mapping[str, str], flag: str) -> str:
-    """Return where the socket usually is; ``flag`` is what else would tell."""
+def _usual_folder(environment: Mapping[str, str]) -> str:
+    """Return where the socket usually is."""
     if os.geteuid() == 0:
         folder = os.path.dirname(SYSTEM_SOCKET)
     else:
         runtime = environment.get("XDG_RUNTIME_DIR")
         if not runtime:
-            raise ConfigError(f"no place to listen: give {flag}, or set XDG_RUNTIME_DIR")
+            raise ConfigError("no place to listen: give --socket, or set XDG_RUNTIME_DIR")
         folder = os.path.join(runtime, "swipr")
     # The usual folder is ours to make; others are the user's.
     with contextlib.suppress(OSError):  # which shows at once, when something is put there

@@ -229,6 +229,8 @@ def _parse_manifest(metadata: Any) -> Manifest:
     if version != FORMAT:
         raise BundleError(f"its manifest has format {version}, expected {FORMAT}; update swipr")
     labels = fields.strings("labels")
+    if not all(label.isprintable() for label in labels):
+        raise BundleError(f"expected labels that can be shown on a line, got {labels!s:.80}")
     if len(labels) < 1 or len(set(labels)) != len(labels):
         raise BundleError(f"expected labels that differ from one another, got {labels!s:.80}")
     return Manifest(

@@ -8,6 +8,7 @@ here reads the environment or the command line by itself; ``__main__`` hands the
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -266,9 +267,17 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    # A daemon that reloads must not wait for whoever might write into a pipe.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _read_file(path: str, *, must_exist: bool) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISCHR(mode):  # as /dev/null is
+                raise ConfigError(f"{path}: expected a regular file")
             text = file.read()
     except FileNotFoundError:
         if not must_exist:

@@ -13,10 +13,10 @@ from typing import Final
 from swiprctl.protocol import SwiprError
 from swiprd.config import Config, ConfigError
 from swiprd.listen import OwnSocket
-from swiprd.log import set_level
+from swiprd.log import printable, set_level
 from swiprd.process import REAP_TIMEOUT
 from swiprd.server import FAREWELL, Server
-from swiprd.supervisor import Supervisor, in_brief
+from swiprd.supervisor import Supervisor, in_brief, shutting_down
 from swiprd.systemd import ServiceManager, extend_timeout, reloading
 
 log = logging.getLogger("swiprd")
@@ -24,7 +24,6 @@ log = logging.getLogger("swiprd")
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 SIGNALS: Final = (*STOP_SIGNALS, signal.SIGHUP)
 """What ``Daemon.run`` takes care of; the caller blocks them until then."""
-STDERR: Final = 2
 BEATS: Final = 3
 """How often the watchdog is fed in the time after which it would bite."""
 MARGIN: Final = 5.0
@@ -40,6 +39,7 @@ class Daemon:
         listeners, own: see ``Server``.
         manager: who is told how we fare.
         log_target: where workers log to; see ``swiprd.log``.
+        out_of_service: see ``Supervisor``.
     """
 
     def __init__(
@@ -51,15 +51,21 @@ class Daemon:
         own: OwnSocket | None,
         manager: ServiceManager,
         log_target: str,
+        out_of_service: str | None = None,
     ) -> None:
         self._load_config = load_config
         self._config = config
         self._manager = manager
-        self._supervisor = Supervisor(config, log_target=log_target, on_change=self._tell_status)
+        self._supervisor = Supervisor(
+            config,
+            log_target=log_target,
+            out_of_service=out_of_service,
+            on_change=self._tell_status,
+        )
         self._server = Server(
             config, listeners, self._supervisor, own=own, reload=self._reload_for_client
         )
-        self._has_terminal = _is_terminal(STDERR)
+        self._had_terminal = _has_terminal()
         self._stopping = False
         self._said = ""
         self._reloading = asyncio.Lock()
@@ -83,6 +89,8 @@ class Daemon:
             await serving
             self._supervisor.stop()
             feeding.cancel()
+        self._manager.tell("STATUS=stopped")
+        self._manager.close()
         # One more signal changes nothing now; without the loop's handlers it would kill.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
@@ -104,7 +112,7 @@ class Daemon:
                 words = f"reloading; until then {words}"
         if words != self._said:
             self._said = words
-            self._manager.tell(f"STATUS={words}")
+            self._manager.tell(f"STATUS={printable(words)}")
 
     async def _feed_watchdog(self) -> None:
         if self._manager.watchdog is None:
@@ -118,7 +126,7 @@ class Daemon:
     # --- reload ----------------------------------------------------------------------------------
 
     def _hang_up(self) -> None:
-        if self._has_terminal and not _is_terminal(STDERR):
+        if self._had_terminal and not _has_terminal():
             log.info("the terminal is gone")
             self._server.stop()
         else:
@@ -140,7 +148,7 @@ class Daemon:
         async with self._reloading:
             self._next_reload = None
             if self._stopping:
-                return SwiprError("shutting_down", "the daemon is stopping; nothing was reloaded")
+                return shutting_down()
             self._manager.tell(*reloading(), extend_timeout(self._config.load_timeout + MARGIN))
             self._tell_status()
             try:
@@ -186,9 +194,10 @@ def _in_words(supervisor: Supervisor) -> str:
     return f"no model is being served: {status['reason']}"
 
 
-def _is_terminal(fd: int) -> bool:
+def _has_terminal() -> bool:
+    """Return whether this process is somebody's in front of a terminal; see tty(4)."""
     try:
-        os.tcgetpgrp(fd)
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
         return False
     return True

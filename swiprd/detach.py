@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from swiprd.lock import ForeignLockError, lock_file
+from swiprd.lock import ForeignLockError, is_locked_file, lock_file
 from swiprd.log import SYSLOG
 
 
@@ -54,9 +54,10 @@ class PidFile:
         os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
 
     def remove(self) -> None:
-        """Remove the file and give up its lock."""
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
+        """Remove the file, unless it is another's by now, and give up its lock."""
+        if is_locked_file(self.path, self.fd):
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
         os.close(self.fd)
 
 
@@ -94,12 +95,20 @@ def detach(pid_file: PidFile, keep: Sequence[int], *, log_fd: int | None) -> Non
         pid_file: gets the id of the process that goes on, before the calling one ends.
         keep: other descriptors that are still needed; all the rest is closed.
         log_fd: where standard output and error go from now on; None: nowhere.
-    """
-    import daemon  # only for those who detach
 
-    for name in ("stdin", "stdout", "stderr"):  # python-daemon wants them to be there
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
+    Raises:
+        DetachError: python-daemon is not there.
+    """
+    try:
+        import daemon  # only for those who detach
+    except ModuleNotFoundError:
+        raise DetachError(
+            "python-daemon is not installed; install swipr without --no-deps"
+        ) from None
+
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed when we were started; the number is filled since
+            setattr(sys, name, os.fdopen(fd, "r" if fd == 0 else "w"))
     done, tell_done = os.pipe()
     if os.fork():
         os.close(tell_done)

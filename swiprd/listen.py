@@ -125,5 +125,6 @@ def _remove_stale(path: str) -> None:
         except BlockingIOError:
             pass  # its backlog is full: very much alive
     raise ListenError(
-        f"cannot listen at {path}: a daemon answers there already; stop it or choose another path"
+        f"cannot listen at {path}: a daemon answers there already, or systemd for one; stop it"
+        " (systemctl stop swipr.socket swipr.service) or choose another path"
     )

@@ -33,13 +33,14 @@ def lock_file(path: str, *, wait: bool) -> int:
                     f"others can hold the lock {path}; remove it or choose another path"
                 )
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if _is_still_at(path, found):  # its last holder may have removed it meanwhile
+            if is_locked_file(path, fd):  # its last holder may have removed it meanwhile
                 undo.pop_all()
                 return fd
 
 
-def _is_still_at(path: str, found: os.stat_result) -> bool:
+def is_locked_file(path: str, fd: int) -> bool:
+    """Return whether the file behind ``fd`` is still the one at ``path``."""
     try:
-        return os.path.samestat(os.lstat(path), found)
-    except FileNotFoundError:
+        return os.path.samestat(os.lstat(path), os.fstat(fd))
+    except OSError:
         return False

@@ -34,6 +34,11 @@ def start_logging(target: str, level: str, who: str) -> None:
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
 
 
+def printable(text: str) -> str:
+    """Return ``text`` on one line that cannot steer a terminal: much of it is a stranger's."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def set_level(level: str) -> None:
     """Log from now on what is at least as severe as ``level``."""
     logging.getLogger().setLevel(level.upper())
@@ -45,12 +50,19 @@ def _syslog_handler(who: str) -> logging.Handler:
     handler = SysLogHandler(SYSLOG, SysLogHandler.LOG_DAEMON)
     handler.ident = f"{who.replace(' ', '-')}[{os.getpid()}]: "
     handler.append_nul = False  # which the journal would keep
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Formatter("%(message)s"))
     return handler
 
 
-class _JournalFormatter(logging.Formatter):
-    """Gives each line of a message its priority: the journal takes every line for itself."""
+class _Formatter(logging.Formatter):
+    """Keeps a message on one line; a traceback behind it has its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return printable(super().formatMessage(record))
+
+
+class _JournalFormatter(_Formatter):
+    """Gives each line its priority, those of a traceback too: the journal takes one at a time."""
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = f"<{PRIORITIES[record.levelname]}>"
@@ -63,7 +75,5 @@ def _formatter(target: str, who: str) -> logging.Formatter:
             prefix = who.removeprefix("swiprd").lstrip()
             return _JournalFormatter(f"{prefix}: %(message)s" if prefix else "%(message)s")
         case "file":
-            return logging.Formatter(
-                f"%(asctime)s {who}[%(process)d]: %(message)s", "%Y-%m-%dT%H:%M:%S%z"
-            )
-    return logging.Formatter(f"{who}: %(message)s")
+            return _Formatter(f"%(asctime)s {who}[%(process)d]: %(message)s", "%Y-%m-%dT%H:%M:%S%z")
+    return _Formatter(f"{who}: %(message)s")

@@ -225,8 +225,8 @@ class Server:
                 if peer_uid not in (0, os.geteuid()):
                     raise SwiprError(
                         "permission_denied",
-                        f"expected a reload to be asked for by root or user {os.geteuid()}, whom"
-                        f" the daemon runs as, got user {peer_uid}",
+                        "only root and the daemon's own user may ask for a reload (sudo swiprctl"
+                        f" reload); expected user 0 or {os.geteuid()}, got {peer_uid}",
                     )
                 await self._reload()
                 return protocol.encode({"id": request.id, "status": self._status()})

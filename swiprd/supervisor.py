@@ -51,6 +51,7 @@ class Supervisor:
     Args:
         config: the settings that the first workers get.
         log_target: where workers log to; see ``swiprd.log``.
+        out_of_service: why there is nothing to serve, until a reload succeeds; None: there is.
         on_change: called whenever ``status`` may tell something else.
         command: what starts a worker; the number of its socket is appended.
     """
@@ -60,6 +61,7 @@ class Supervisor:
         config: Config,
         *,
         log_target: str = "terminal",
+        out_of_service: str | None = None,
         on_change: Callable[[], None] = lambda: None,
         command: tuple[str, ...] = WORKER_COMMAND,
     ) -> None:
@@ -70,7 +72,9 @@ class Supervisor:
         self.queue: deque[_Job] = deque()
         self.description: dict[str, Any] | None = None
         self._stopping = asyncio.Event()
-        self._slots = self._new_slots(config)
+        self._is_ending = False
+        self._out_of_service = out_of_service
+        self._slots = [] if out_of_service else self._new_slots(config)
         for slot in self._slots:
             slot.admitted = True
         self._candidates: list[_Slot] = []
@@ -88,8 +92,9 @@ class Supervisor:
 
     def stop(self) -> None:
         """Let ``run`` return. Whatever is not answered by now is answered with shutting_down."""
+        self._is_ending = True
         self._stopping.set()
-        self._fail_queued(_shutting_down())
+        self._fail_queued(shutting_down())
 
     async def reload(self, config: Config) -> None:
         """Serve with ``config`` as soon as new workers have loaded and checked its model.
@@ -97,13 +102,17 @@ class Supervisor:
         Until then, and when they cannot, everything stays as it was. One call at a time.
 
         Raises:
-            SwiprError: ``reload_failed``, with the reason.
+            SwiprError: ``reload_failed``, with the reason; ``shutting_down``.
         """
+        if self._is_ending:
+            raise shutting_down()
         self._candidates = slots = self._new_slots(config)
         tasks = [self._start(slot) for slot in slots]
         try:
             for slot in slots:
                 reason = await slot.settled
+                if self._is_ending:
+                    raise shutting_down()
                 if reason is not None:
                     raise SwiprError("reload_failed", f"everything stays as it was: {reason}")
         except BaseException:
@@ -114,17 +123,19 @@ class Supervisor:
         finally:
             self._candidates = []
         retired, self._slots, self.config = self._slots, slots, config
-        for slot in slots:
-            slot.admit()
+        self._out_of_service = None
         for slot in retired:
             slot.retired = True
             if not slot.busy and slot in self._tasks:
                 self._tasks[slot].cancel()
+        for slot in slots:
+            slot.admit()
 
     def give_up_reload(self) -> None:
-        """Let a ``reload`` that is under way fail."""
+        """Let a ``reload`` that is under way end with ``shutting_down``."""
+        self._is_ending = True
         for slot in self._candidates:
-            slot.settle("the daemon is stopping")
+            slot.settle(None)
 
     def overdue(self) -> bool:
         """Return whether a worker is past its deadline and has not been killed."""
@@ -143,7 +154,7 @@ class Supervisor:
 
     def _end(self, slot: _Slot) -> None:
         del self._tasks[slot]
-        slot.settle("the daemon is stopping")
+        slot.settle("its worker is gone")
 
     async def compute(self, fd: int) -> Result:
         """Return the scores of the image behind ``fd``, which must stay open until then.
@@ -164,9 +175,9 @@ class Supervisor:
 
     def _admit(self) -> None:
         if self._stopping.is_set():
-            raise _shutting_down()
+            raise shutting_down()
         if self._is_hopeless():
-            raise _unavailable(self._slots[0].failure)
+            raise _unavailable(self._failure())
         if len(self.queue) >= self.config.max_queue:
             raise SwiprError(
                 "busy", f"{len(self.queue)} images are waiting already; try again in a moment"
@@ -180,7 +191,7 @@ class Supervisor:
     def fail_if_hopeless(self) -> None:
         """Answer everything that waits when no slot is left that could work."""
         if self._is_hopeless():
-            self._fail_queued(_unavailable(self._slots[0].failure))
+            self._fail_queued(_unavailable(self._failure()))
 
     def _fail_queued(self, error: SwiprError) -> None:
         while self.queue:
@@ -189,16 +200,19 @@ class Supervisor:
     def _is_hopeless(self) -> bool:
         return all(slot.refuses for slot in self._slots)
 
+    def _failure(self) -> str | None:
+        failures = [slot.failure for slot in self._slots if slot.failure]
+        return failures[0] if failures else self._out_of_service
+
     def status(self) -> dict[str, Any]:
         """Return the workers' part of the daemon's status."""
-        states = [slot.state for slot in self._slots]
+        states = [slot.state for slot in self._slots] or ["failed"]
         # The best of them is what a client would meet.
         state = next(s for s in ("ready", "loading", "idle", "failed") if s in states)
-        reason = next((slot.failure for slot in self._slots if slot.failure), None)
         described = self.description or {}
         return {
             "state": state,
-            "reason": reason,
+            "reason": self._failure(),
             "model": described.get("model"),
             "labels": described.get("labels"),
             "engine": described.get("engine"),
@@ -217,7 +231,8 @@ def _unavailable(reason: str | None) -> SwiprError:
     return SwiprError("unavailable", f"no model is being served: {reason}")
 
 
-def _shutting_down() -> SwiprError:
+def shutting_down() -> SwiprError:
+    """Return what is said while the daemon stops."""
     return SwiprError("shutting_down", "the daemon is stopping; try again")
 
 
@@ -252,7 +267,7 @@ class _Slot:
         changed: set whenever there may be something to do.
         pid: the worker's process; None when there is none.
         deadline: when, on the loop's clock, the worker must be done with what it is at, or be
-            killed; None: it is at nothing.
+            killed; None: it is at nothing, or gone.
     """
 
     def __init__(self, supervisor: Supervisor, config: Config) -> None:
@@ -294,7 +309,7 @@ class _Slot:
     async def run(self) -> None:
         while not self.retired:
             self.state = "loading"
-            if await self._serve_with_one_worker():
+            if await self._serve_with_one_worker() or self.retired:
                 continue
             if self.refuses:
                 await self._cool_down()
@@ -329,6 +344,7 @@ class _Slot:
         finally:
             self.pid = None
             await worker.end()
+            self.deadline = None
 
     def _note_failed_start(self, reason: str) -> bool:
         self._failed_starts += 1
@@ -376,12 +392,11 @@ class _Slot:
             async with asyncio.timeout(config.load_timeout) as limit:
                 self.deadline = limit.when()
                 description = await worker.load(settings)
+            self.deadline = None
         except TimeoutError:
             raise WorkerDied(
                 f"the model was not loaded within load_timeout, {config.load_timeout:g} s"
             ) from None
-        finally:
-            self.deadline = None
         self._description = description
         self._failed_starts = 0
         self._died_loading = False
@@ -428,13 +443,15 @@ class _Slot:
             async with asyncio.timeout(limit) as timeout:
                 self.deadline = timeout.when()
                 job.succeed(await worker.compute(job.fd))
+            self.deadline = None
         except SwiprError as error:
+            self.deadline = None
             job.fail(error)
         except TimeoutError:
             job.fail(SwiprError("timeout", f"the image was not scored within {limit:g} s"))
             raise WorkerDied(f"an image took longer than compute_timeout, {limit:g} s") from None
         except asyncio.CancelledError:
-            job.fail(_shutting_down())
+            job.fail(shutting_down())
             raise
         except WorkerDied:
             if job.attempts >= ATTEMPTS:
@@ -445,6 +462,5 @@ class _Slot:
                 self._supervisor.queue.appendleft(job)
                 self._supervisor.wake()
             raise
-        finally:  # in time, or the worker is killed before anything else happens
+        finally:
             self.busy = False
-            self.deadline = None

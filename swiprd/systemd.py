@@ -6,6 +6,7 @@ environment by itself: ``__main__`` hands it in.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -83,20 +84,30 @@ class ServiceManager:
         """Take ``address`` from ``$NOTIFY_SOCKET``; None: nobody asked, nothing is sent."""
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
         self.watchdog = watchdog
+        # Kept, because later there may be no descriptor left, and the watchdog must be fed.
+        self._socket = None
+        if address:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
 
     def tell(self, *assignments: str) -> None:
         """Send ``NAME=value`` lines of sd_notify(3), as in ``tell("READY=1", "STATUS=ready")``.
 
-        Nothing is raised when the manager cannot be reached: no service dies of that.
+        A value stays on its line, whatever it holds. Nothing is raised when the manager cannot be
+        reached: no service dies of that.
         """
-        if not self._address:
+        if self._socket is None or not self._address:
             return
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.setblocking(False)
-                sock.sendto("\n".join(assignments).encode(), self._address)
-        except OSError:
-            pass
+        lines = [assignment.replace("\n", " ") for assignment in assignments]
+        data = "\n".join(lines).encode(errors="backslashreplace")
+        with contextlib.suppress(OSError):
+            self._socket.sendto(data, self._address)
+
+    def close(self) -> None:
+        """Tell nothing any more."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
 
 def service_manager(environment: MutableMapping[str, str]) -> ServiceManager:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,14 +19,21 @@ from tests.daemon import Daemon, wait_until
 
 PROJECT: Final = Path(__file__).parent.parent
 NAMESPACES: Final = ("--pid", "--mount", "--uts", "--ipc", "--net", "--cgroup")
-TOOLS: Final = ("unshare", "nsenter", "systemctl", "/lib/systemd/systemd", "/usr/bin/python3")
+TOOLS: Final = (
+    "unshare",
+    "nsenter",
+    "setpriv",
+    "systemctl",
+    "/lib/systemd/systemd",
+    "/usr/bin/python3",
+)
 
 
 def why_not() -> str | None:
     """Return why no such machine can be had here; None: it can."""
     if os.geteuid() != 0:
         return "only root can boot a systemd of its own"
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    missing = [tool for tool in (*TOOLS, "/lib/systemd/systemd") if shutil.which(tool) is None]
     if missing:
         return f"a systemd of its own needs {', '.join(missing)}"
     version = "import sys; print(*sys.version_info[:2])"
@@ -49,15 +57,18 @@ class Machine:
         said: what ``make install`` printed.
     """
 
-    _NEW: Final = ("unshare", "--fork", "--kill-child", *NAMESPACES)
-
     def __init__(self) -> None:
         self.said = ""
         self._stage = tempfile.mkdtemp(prefix="swipr-machine-")
         script = PROJECT / "tests" / "machine.sh"
         packages = sysconfig.get_path("purelib")
+        self._cgroup = _new_cgroup()
+        enter = 'test -z "$1" || echo $$ >"$1/cgroup.procs"; shift; exec "$@"'
+        # It dies with whoever runs the tests, and leaves this machine's cgroups alone.
+        command = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", enter, "-", self._cgroup or ""]
+        command += ["unshare", "--fork", "--kill-child", *NAMESPACES]
         self._process = subprocess.Popen(
-            [*self._NEW, "sh", str(script), self._stage, str(PROJECT), packages],
+            [*command, "sh", str(script), self._stage, str(PROJECT), packages],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -131,3 +142,24 @@ class Machine:
         self._process.wait()
         Daemon.running.discard(self._process.pid)
         os.rmdir(self._stage)
+        if self._cgroup is not None:
+            _remove_cgroup(self._cgroup)
+
+
+def _new_cgroup() -> str | None:
+    """Return the folder of a cgroup of the machine's own; None: they cannot be had."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for _, place, kind, *_ in mounts:
+        if kind == "cgroup2":
+            return tempfile.mkdtemp(prefix="swipr-machine-", dir=place)
+    return None
+
+
+def _remove_cgroup(top: str) -> None:
+    def is_gone() -> bool:
+        for folder, _, _ in os.walk(top, topdown=False):
+            with contextlib.suppress(OSError):  # its last process is not quite gone
+                os.rmdir(folder)
+        return not os.path.exists(top)
+
+    wait_until(is_gone, f"{top} to be empty", 10)

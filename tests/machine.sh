@@ -18,6 +18,9 @@ overlay() { # NAME LOWER TARGET
 mkdir root
 overlay system / root
 mount -t proc proc root/proc
+# Of /proc/sys there is one for all: systemd must not set it.
+mount --bind root/proc/sys root/proc/sys
+mount -o remount,bind,ro root/proc/sys
 mount --rbind /sys root/sys
 mount -t tmpfs -o mode=755 tmpfs root/dev
 for device in null zero full random urandom tty; do
@@ -41,6 +44,7 @@ mkdir root/srv/packages
 mount --bind "$packages" root/srv/packages
 /usr/bin/python3 -m venv --without-pip root/opt/swipr
 sed -i "s|$stage/root||" root/opt/swipr/pyvenv.cfg
+touch root/opt/swipr/.swipr  # as `make install` marks what is its own
 for folder in root/opt/swipr/lib/python3*/site-packages; do
     echo /srv/packages >"$folder/packages.pth"
 done

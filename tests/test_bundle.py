@@ -53,7 +53,7 @@ MANIFEST = Manifest(
     name="café",
     architecture="some_net",
     head=None,
-    labels=("YES", "NO\n", "née"),
+    labels=("YES", "N O", "née"),
     outputs=(((0, 3), (7, 8)), ((3, 7),), ((8, 1000),)),
     activation="softmax",
     preprocessing=PREPROCESSING,
@@ -138,6 +138,16 @@ def test_a_written_bundle_reads_back_the_same(folder: Path) -> None:
     assert bundle.tensors == TENSORS
     assert list(bundle.tensors) == list(TENSORS)
     assert sorted(tensor.dtype for tensor in TENSORS.values()) == sorted([*ITEM_SIZES, "U8"])
+
+
+@pytest.mark.parametrize("label", ["a\nSTATUS=b", "\x1b[31m", "\ud800", "\u202e"])
+def test_labels_that_cannot_be_shown_are_refused(edited: Callable[..., str], label: str) -> None:
+    """They stand in logs, on terminals and in what the service manager is told."""
+
+    def edit(header: dict[str, Any], manifest: dict[str, Any]) -> None:
+        manifest["labels"][0] = label
+
+    assert "labels that can be shown on a line" in edited(edit)
 
 
 def test_a_header_of_any_length_is_read(folder: Path) -> None:

@@ -25,6 +25,7 @@ class Detached:
         self.pid_file = folder / "pid"
         self.log_file = folder / "log"
         self.socket = str(folder / "s")
+        self.inherited: list[int] = []
 
     def start(self, *flags: str) -> subprocess.CompletedProcess[str]:
         """Run the command and return what came of it, which is over at once."""
@@ -32,7 +33,13 @@ class Detached:
         command += flags or ["--log-file", str(self.log_file)]
         environment = {**os.environ, "SWIPRD_CACHE_DIR": str(self.folder / "cache")}
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=30, env=environment, cwd=self.folder
+            command,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env=environment,
+            cwd=self.folder,
+            pass_fds=self.inherited,
         )
 
     @property
@@ -79,13 +86,53 @@ def test_it_keeps_no_descriptor_but_its_own(detached: Detached) -> None:
     """What the shell had open, a pipe for instance, is closed: nobody waits for its end in vain."""
     reader, writer = os.pipe()
     try:
-        os.set_inheritable(writer, True)
+        detached.inherited = [writer]
         assert detached.start().returncode == 0
         os.close(writer)
         os.set_blocking(reader, False)
         assert os.read(reader, 1) == b""
     finally:
         os.close(reader)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_descriptors_are_no_trap(detached: Detached, closed: str) -> None:
+    """Their numbers go to nothing else: what a library prints would go to whoever has them."""
+    words = [*SWIPRD, "--detach", "--socket", detached.socket]
+    words += ["--pid-file", str(detached.pid_file), "--log-file", str(detached.log_file)]
+    shell = ["sh", "-c", f'exec "$@" {closed}', "-"]
+    assert subprocess.run([*shell, *words], timeout=30).returncode == 0
+    pid = detached.pid
+    for process in (pid, wait_for_child(pid)):
+        for fd in (1, 2):
+            assert os.readlink(f"/proc/{process}/fd/{fd}") == str(detached.log_file)
+
+
+def wait_for_child(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    wait_until(lambda: bool(children.read_text()), "a worker")
+    return int(children.read_text())
+
+
+def test_a_pid_file_that_is_anothers_by_now_is_left(detached: Detached, folder: Path) -> None:
+    """Somebody removed it, a second daemon made a new one: the first one's end does not take it."""
+    assert detached.start().returncode == 0
+    first = detached.pid
+    detached.pid_file.unlink()
+    assert detached.start("--socket", str(folder / "t"), "--log-file", "l").returncode == 0
+    os.kill(first, signal.SIGTERM)
+    wait_until(lambda: not Path(f"/proc/{first}").exists(), "the end of the first")
+    assert detached.pid != first
+
+
+def test_the_pid_file_is_beside_the_socket(folder: Path) -> None:
+    """Unless it is named: who names a place for one need not find a place for the other."""
+    path = folder / "s"
+    words = ["--detach", "--socket", str(path), "--log-file", str(folder / "log")]
+    assert subprocess.run([*SWIPRD, *words], timeout=30).returncode == 0
+    pid = int((folder / "s.pid").read_text())
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not (folder / "s.pid").exists(), "its end")
 
 
 def test_a_second_instance_is_refused(detached: Detached, folder: Path) -> None:

@@ -151,8 +151,8 @@ def test_a_live_socket_is_not_replaced(folder: Path) -> None:
     with own_socket(path) as own:
         before = path.stat()
         assert refusal(path) == (
-            f"cannot listen at {path}: a daemon answers there already; stop it or choose another"
-            " path"
+            f"cannot listen at {path}: a daemon answers there already, or systemd for one; stop it"
+            " (systemctl stop swipr.socket swipr.service) or choose another path"
         )
         assert path.stat().st_ino == before.st_ino
         assert select.select([own.socket], [], [], 0)[0], "the first one was asked"
@@ -344,8 +344,8 @@ def test_the_second_daemon_for_a_path_ends_and_the_first_goes_on(
     assert second.returncode == 1
     assert second.stdout == ""
     assert second.stderr == (
-        f"swiprd: cannot listen at {first.path}: a daemon answers there already; stop it or choose"
-        " another path\n"
+        f"swiprd: cannot listen at {first.path}: a daemon answers there already, or systemd for"
+        " one; stop it (systemctl stop swipr.socket swipr.service) or choose another path\n"
     )
     assert first.status()["pid"] == first.pid
 

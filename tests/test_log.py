@@ -21,7 +21,7 @@ log.debug("fine")
 try:
     1 / 0
 except ZeroDivisionError:
-    log.exception("two\nlines")
+    log.exception("two\nlines \x1b[31m")
 """
 
 
@@ -37,7 +37,11 @@ def logged(target: str, who: str = "swiprd") -> list[str]:
 @pytest.mark.parametrize("who", ["swiprd", "swiprd worker"])
 def test_on_a_terminal_lines_are_plain(who: str) -> None:
     """They begin with who speaks; what is below the level is not there."""
-    assert logged("terminal", who)[:3] == [f"{who}: careful", f"{who}: fine", f"{who}: two"]
+    assert logged("terminal", who)[:3] == [
+        f"{who}: careful",
+        f"{who}: fine",
+        f"{who}: two\\nlines \\x1b[31m",
+    ]
 
 
 @pytest.mark.parametrize(("who", "prefix"), [("swiprd", ""), ("swiprd worker", "worker: ")])
@@ -45,7 +49,7 @@ def test_each_line_for_the_journal_has_a_priority(who: str, prefix: str) -> None
     """Each, because the journal takes every line of a traceback for a message of its own."""
     lines = logged("journal", who)
     assert lines[:2] == [f"<4>{prefix}careful", f"<7>{prefix}fine"]
-    assert lines[2:4] == [f"<3>{prefix}two", "<3>lines"]
+    assert lines[2] == f"<3>{prefix}two\\nlines \\x1b[31m"
     assert len(lines) > 5
     assert all(line.startswith("<3>") for line in lines[2:])
 

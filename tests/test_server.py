@@ -577,8 +577,8 @@ def test_strangers_may_not_reload(reloadable: Daemon) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-c", program, reloadable.path], capture_output=True, text=True
     )
-    assert "to be asked for by root or user 0" in done.stderr
-    assert "got user 65534" in done.stderr
+    assert "only root and the daemon's own user may ask for a reload" in done.stderr
+    assert "expected user 0 or 0, got 65534" in done.stderr
     assert "reloaded" not in reloadable.log()
 
 
@@ -590,10 +590,31 @@ def test_a_stop_ends_a_reload(reloadable: Daemon) -> None:
         began = time.monotonic()
         reloadable.process.send_signal(signal.SIGTERM)
         (reply,) = replies(read_lines(connection))
-        assert reply["error"]["code"] == "reload_failed"
-        assert "the daemon is stopping" in reply["error"]["message"]
+        assert reply["error"]["code"] == "shutting_down"
     assert reloadable.process.wait(30) == 0
     assert time.monotonic() - began < 10
+
+
+def test_signals_around_the_end_do_not_keep_it(reloadable: Daemon) -> None:
+    """A reload under way, another one waiting, and one that comes too late are all given up."""
+    reloadable.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: len(reloadable.worker_pids()) == 2, "a second worker")
+    reloadable.process.send_signal(signal.SIGHUP)
+    reloadable.process.send_signal(signal.SIGTERM)
+    time.sleep(0.005)
+    with contextlib.suppress(ProcessLookupError):
+        reloadable.process.send_signal(signal.SIGHUP)
+    assert reloadable.process.wait(10) == 0, reloadable.log()
+
+
+def test_a_settings_file_that_is_a_pipe_is_refused(reloadable: Daemon, folder: Path) -> None:
+    """Nobody writes into it, and nobody waits for that."""
+    (folder / "settings").unlink()
+    os.mkfifo(folder / "settings")
+    with reloadable.client() as client:
+        with pytest.raises(SwiprError, match="settings: expected a regular file"):
+            client.reload()
+        client.ping()
 
 
 class Manager:

@@ -22,12 +22,11 @@ import pytest
 from swiprctl import Client, SwiprError
 from swiprd.config import DEFAULT_BUNDLE
 from tests.daemon import CHELSEA, exchange, wait_until
-from tests.machine import Machine, why_not
+from tests.machine import PROJECT, Machine, why_not
 
 # In CI nothing is skipped: a machine that cannot be booted there is a failure.
-pytestmark = pytest.mark.skipif(
-    why_not() is not None and "CI" not in os.environ, reason=str(why_not())
-)
+WHY_NOT = why_not()
+pytestmark = pytest.mark.skipif(WHY_NOT is not None and "CI" not in os.environ, reason=str(WHY_NOT))
 
 PICTURE = f"/srv/project/tests/pictures/{CHELSEA.name}"
 UNITS = ("swipr.socket", "swipr.service")
@@ -105,7 +104,8 @@ def expected(installed: Machine) -> tuple[float, ...]:
 
 def test_install_says_what_to_do_next(installed: Machine) -> None:
     """It names the socket, a first command, the group, the settings and the man pages."""
-    for words in ("/run/swipr/swipr.sock", "swiprctl ping", "usermod", "swiprd.toml", "man swiprd"):
+    names = ("/run/swipr/swipr.sock", "swiprctl compute", "usermod", "swiprctl reload")
+    for words in (*names, "man swiprd"):
         assert words in installed.said
 
 
@@ -246,10 +246,7 @@ def test_a_reload_is_not_noticed_on_an_open_connection(
     with machine.client() as client:
         assert client.compute(CHELSEA).scores == expected
         machine.configure(max_file_mib=1)
-        big = b"\0" * (2**20 + 1)
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(client.socket_path)
-        (machine.root / "tmp/big").write_bytes(big)
+        (machine.root / "tmp/big").write_bytes(b"\0" * (2**20 + 1))
         with pytest.raises(SwiprError, match="expected at most 1048576") as error:
             client.compute(machine.root / "tmp/big")
         assert error.value.code == "too_large"
@@ -297,11 +294,42 @@ def test_without_a_model_the_service_stays_up(machine: Machine) -> None:
     bundle.unlink()
 
 
+def test_a_service_with_bad_settings_says_so(machine: Machine) -> None:
+    """Started by a client, it does not leave it waiting; a reload with good settings mends it."""
+    settings = machine.root / "etc/swipr/swiprd.toml"
+    settings.write_text("idle_timout = 300\n")
+    began = time.monotonic()
+    done = machine.run("swiprctl", "compute", PICTURE, check=False)
+    assert time.monotonic() - began < 5
+    assert done.returncode == 3
+    assert "no setting 'idle_timout'" in done.stderr
+    assert "mend it and run swiprctl reload" in done.stderr
+    assert "no setting 'idle_timout'" in machine.show("swipr.service", "StatusText")[0]
+    done = machine.run("swiprctl", "reload", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no setting 'idle_timout'" in done.stderr
+    settings.write_text("idle_timeout = 300\n")
+    assert machine.run("swiprctl", "reload").stdout == "reloaded\n"
+    assert float(machine.run("swiprctl", "compute", PICTURE).stdout.split(",")[1]) > 0.9
+
+
+def test_the_watchdog_is_fed_without_a_free_descriptor(machine: Machine) -> None:
+    """Clients who take all that the daemon has do not get it killed."""
+    with machine.client() as client:
+        front = client.status()["pid"]
+        with contextlib.ExitStack() as stack:
+            for _ in range(1100):
+                sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+                sock.connect(client.socket_path)
+            time.sleep(25)  # WatchdogSec is 20
+        assert client.status()["pid"] == front
+
+
 def test_only_root_and_the_service_may_reload(machine: Machine) -> None:
     """A member of the group may have pictures scored, and no more."""
     done = machine.run("swiprctl", "reload", user="ada", check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "expected a reload to be asked for by root" in done.stderr
+    assert "only root and the daemon's own user may ask for a reload" in done.stderr
     for user in (None, "swipr"):
         assert machine.run("swiprctl", "reload", user=user).stdout == "reloaded\n"
 
@@ -500,7 +528,8 @@ def test_uninstall_leaves_only_what_an_administrator_made() -> None:
             "etc/default/swipr",
             "var/lib/swipr/mine.safetensors",
         }
-        assert "Left as they are: /etc/swipr /etc/default/swipr /var/lib/swipr" in said
+        left_words = "the user and group swipr, /etc/swipr, /etc/default/swipr, /var/lib/swipr"
+        assert f"Left as they are: {left_words}" in said
         assert processes(machine) == ""
         assert not (machine.root / "run/swipr/swipr.sock").exists()
         assert not (machine.root / "opt/swipr").exists()
@@ -518,6 +547,46 @@ def files(machine: Machine) -> set[str]:
     }
 
 
+def test_an_install_mends_what_a_broken_one_left(folder: Path) -> None:
+    """Also under a tight umask, and where the first one got no further than half an environment."""
+    machine = Machine()
+    try:
+        tight = ["sh", "-c", 'umask 077; exec "$@"', "-"]
+        make = ["make", "-C", "/srv/project", "install", "PREFIX=/opt/other/swipr"]
+        make += ["PYTHON=/usr/bin/python3"]
+        # As in a download: pip finds there what it would fetch.
+        known = ["env", "PIP_NO_BUILD_ISOLATION=0", "PYTHONPATH=/srv/packages"]
+        machine.run("mkdir", "-p", "/opt/other/swipr/bin")
+        machine.run("ln", "-s", "/usr/bin/python3", "/opt/other/swipr/bin/python")
+        done = machine.run(*tight, *known, *make, check=False)
+        assert "/opt/other/swipr holds something else" in done.stderr
+        machine.run("touch", "/opt/other/swipr/.swipr")
+        machine.run(*tight, *known, *make)
+        command = ["/opt/other/swipr/bin/swiprctl", "--version"]
+        assert machine.run(*command, user="nobody").stdout.startswith("swiprctl ")
+        unit = (machine.root / "usr/local/lib/systemd/system/swipr.service").read_text()
+        assert "ExecStart=/opt/other/swipr/bin/swiprd\n" in unit
+        assert "/opt/swipr" not in unit
+        assert not (machine.root / "srv/project/build").exists() or (PROJECT / "build").exists()
+        for odd in ("PREFIX=/opt/a b", "PREFIX=opt", "PREFIX=/", "DESTDIR=stage"):
+            done = machine.run(*known, *make, odd, check=False)
+            assert "expected" in done.stderr
+            assert "to be an absolute path" in done.stderr
+    finally:
+        machine.stop()
+
+
+def test_what_is_not_ours_is_not_removed() -> None:
+    """An environment in which something else lives survives an uninstall with its name."""
+    machine = Machine()
+    try:
+        machine.run("/usr/bin/python3", "-m", "venv", "--without-pip", "/srv/app")
+        machine.run("make", "-C", "/srv/project", "uninstall", "PREFIX=/srv/app")
+        assert (machine.root / "srv/app/pyvenv.cfg").exists()
+    finally:
+        machine.stop()
+
+
 def test_a_staged_install_touches_nothing_else(folder: Path) -> None:
     """With DESTDIR everything goes below it, and speaks of the places it will have later."""
     machine = Machine()
@@ -528,6 +597,7 @@ def test_a_staged_install_touches_nothing_else(folder: Path) -> None:
         machine.run("/usr/bin/python3", "-m", "venv", "--without-pip", "/srv/stage/opt/swipr")
         (packages,) = (machine.root / "srv/stage/opt/swipr/lib").glob("*/site-packages")
         (packages / "packages.pth").write_text("/srv/packages\n")
+        (machine.root / "srv/stage/opt/swipr/.swipr").touch()
         machine.install("DESTDIR=/srv/stage")
         assert files(machine) == before
         staged = machine.root / "srv/stage"

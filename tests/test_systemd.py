@@ -304,6 +304,13 @@ def manager(address: str) -> Iterator[socket.socket]:
         yield sock
 
 
+def tell(address: str | None, *assignments: str) -> None:
+    """Tell a manager once."""
+    manager = ServiceManager(address)
+    manager.tell(*assignments)
+    manager.close()
+
+
 def address_in(folder: Path, kind: str) -> str:
     return str(folder / "notify") if kind == "path" else f"@{folder}/notify"
 
@@ -313,7 +320,7 @@ def test_an_assignment_reaches_the_manager(kind: str, folder: Path) -> None:
     """One call is one datagram, by path as by abstract name."""
     address = address_in(folder, kind)
     with manager(address) as sock:
-        ServiceManager(address).tell("READY=1")
+        tell(address, "READY=1")
         assert sock.recv(4096) == b"READY=1"
         with pytest.raises(BlockingIOError):
             sock.recv(4096)
@@ -323,14 +330,14 @@ def test_several_assignments_are_lines_of_one_datagram(folder: Path) -> None:
     """The manager takes them together or not at all."""
     address = address_in(folder, "path")
     with manager(address) as sock:
-        ServiceManager(address).tell("READY=1", "STATUS=classé", "WATCHDOG=1")
+        tell(address, "READY=1", "STATUS=classé", "WATCHDOG=1")
         assert sock.recv(4096) == "READY=1\nSTATUS=classé\nWATCHDOG=1".encode()
 
 
 def test_without_a_manager_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """None is what an unset $NOTIFY_SOCKET reads as; not even a socket is opened for it."""
     monkeypatch.delattr(socket, "socket")
-    ServiceManager(None).tell("READY=1")
+    tell(None, "READY=1")
 
 
 @pytest.mark.parametrize(
@@ -354,14 +361,22 @@ def test_a_manager_that_cannot_be_reached_raises_nothing(address: str, folder: P
     with manager(str(folder / "dead")):
         pass
     assert (folder / "dead").is_socket()
-    ServiceManager(address.replace("FOLDER", str(folder))).tell("READY=1")
+    tell(address.replace("FOLDER", str(folder)), "READY=1")
+
+
+def test_a_value_stays_on_its_line(folder: Path) -> None:
+    """Whatever a label or a path holds, it makes no assignment of its own."""
+    address = address_in(folder, "path")
+    with manager(address) as sock:
+        tell(address, "STATUS=a\nSTOPPING=1", "STATUS=\ud800")
+        assert sock.recv(4096) == b"STATUS=a STOPPING=1\nSTATUS=\\ud800"
 
 
 def test_a_stream_socket_is_no_manager(folder: Path) -> None:
     """What listens there may be of the wrong kind; nothing is raised and nothing arrives."""
     with listening(folder / "s") as socks:
         socks[0].setblocking(False)
-        ServiceManager(str(folder / "s")).tell("READY=1")
+        tell(str(folder / "s"), "READY=1")
         with pytest.raises(BlockingIOError):
             socks[0].accept()
 
@@ -369,39 +384,43 @@ def test_a_stream_socket_is_no_manager(folder: Path) -> None:
 def test_a_manager_that_does_not_read_is_not_waited_for(folder: Path) -> None:
     """With its queue full the message is lost, at once, and the older ones stay."""
     address = address_in(folder, "path")
-    with manager(address) as sock, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
-        filler.setblocking(False)
-        sent = 0
-        with contextlib.suppress(BlockingIOError):
-            while sent < 100_000:
-                filler.sendto(b"STATUS=old", address)
-                sent += 1
+    with manager(address) as sock, contextlib.ExitStack() as fillers:
+        sent, before = 0, -1
+        while sent > before:  # until one that has sent nothing yet cannot send anything, either
+            before = sent
+            filler = fillers.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while sent < 100_000:
+                    filler.sendto(b"STATUS=old", address)
+                    sent += 1
         assert 0 < sent < 100_000
         began = time.monotonic()
-        ServiceManager(address).tell("READY=1")
+        tell(address, "READY=1")
         assert time.monotonic() - began < 5
         assert [sock.recv(4096) for _ in range(sent)] == [b"STATUS=old"] * sent
         with pytest.raises(BlockingIOError):
             sock.recv(4096)
 
 
-def test_a_process_without_a_free_descriptor_survives_to_notify(folder: Path) -> None:
-    """To have no socket to say it with is one more way not to reach the manager."""
+def test_a_process_without_a_free_descriptor_still_tells(folder: Path) -> None:
+    """It has its socket from before: the watchdog does not ask whether there are descriptors."""
     script = """
 import os, resource, sys
 from swiprd.systemd import ServiceManager
 
+manager = ServiceManager(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
 try:
     while True:
         os.open(os.devnull, os.O_RDONLY)
 except OSError:
     pass
-ServiceManager(sys.argv[1]).tell("READY=1")
+manager.tell("READY=1")
 print("alive")
 """
     address = address_in(folder, "path")
-    with manager(address):
+    with manager(address) as sock:
         done = subprocess.run(
             [sys.executable, "-P", "-c", script, address],
             capture_output=True,
@@ -409,6 +428,7 @@ print("alive")
             timeout=60,
             check=False,
         )
+        assert sock.recv(100) == b"READY=1"
     assert (done.stdout, done.stderr) == ("alive\n", "")
 
 
@@ -423,7 +443,9 @@ def test_the_managers_variables_are_taken_and_forgotten() -> None:
         "WATCHDOG_PID": str(os.getpid()),
         "HOME": "/h",
     }
-    assert service_manager(environment).watchdog == 20
+    manager = service_manager(environment)
+    assert manager.watchdog == 20
+    manager.close()
     assert environment == {"HOME": "/h"}
 
 

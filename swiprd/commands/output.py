@@ -15,6 +15,7 @@ from swiprctl.protocol import SwiprError
 from swiprd.compiled import FormCache, this_host
 from swiprd.config import load_config, usual_cache, usual_file
 from swiprd.files import open_image, read_image
+from swiprd.log import printable
 
 MAX_FILE: Final = 2**30
 MAX_PIXELS: Final = 1_000_000_000
@@ -74,11 +75,6 @@ def form_cache(args: argparse.Namespace, *, to_run: bool = False) -> FormCache |
 def tell(command: str, message: str) -> None:
     """Write one line to standard error."""
     print(f"swiprd {command}: {printable(message)}", file=sys.stderr, flush=True)
-
-
-def printable(text: str) -> str:
-    """Return ``text`` as one line that cannot steer a terminal: a file may hold any names."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager

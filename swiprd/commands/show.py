@@ -15,9 +15,9 @@ from swiprd.commands.output import (
     add_cache_flags,
     add_command,
     form_cache,
-    printable,
 )
 from swiprd.compiled import PRECISIONS, CompiledError, FormCache
+from swiprd.log import printable
 
 NO_PARAMETERS = (".running_mean", ".running_var", ".num_batches_tracked")
 
