@@ -151,7 +151,9 @@ def _new_cgroup() -> str | None:
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     for _, place, kind, *_ in mounts:
         if kind == "cgroup2":
-            return tempfile.mkdtemp(prefix="swipr-machine-", dir=place)
+            cgroup = tempfile.mkdtemp(prefix="swipr-machine-", dir=place)
+            os.chmod(cgroup, 0o755)  # users have managers of their own below
+            return cgroup
     return None
 
 

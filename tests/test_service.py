@@ -322,6 +322,7 @@ def test_the_watchdog_is_fed_without_a_free_descriptor(machine: Machine) -> None
                 sock = stack.enter_context(socket.socket(socket.AF_UNIX))
                 sock.connect(client.socket_path)
             time.sleep(25)  # WatchdogSec is 20
+        wait_until(lambda: client.status()["connections"] == 1, "the others to be gone")
         assert client.status()["pid"] == front
 
 
