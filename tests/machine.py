@@ -152,7 +152,7 @@ def _new_cgroup() -> str | None:
     for _, place, kind, *_ in mounts:
         if kind == "cgroup2":
             cgroup = tempfile.mkdtemp(prefix="swipr-machine-", dir=place)
-            os.chmod(cgroup, 0o755)  # users have managers of their own below
+            os.chmod(cgroup, 0o755)  # noqa: S103 - users have managers of their own below
             return cgroup
     return None
 
