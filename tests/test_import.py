@@ -336,14 +336,13 @@ def test_show_prints_no_control_characters(
     small: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A bundle is a stranger's file; its names cannot steer a terminal."""
-    labels = "A\x1b[31m,B\nb,C"
-    words = ["import", str(small), "-o", str(folder / "b"), "--labels", labels]
+    words = ["import", str(small), "-o", str(folder / "b"), "--license", "A\x1b[31m B\nb"]
     assert run_command(words, {}) == 0
     capsys.readouterr()
     assert run_command(["show", str(folder / "b")], {"SWIPRD_CACHE_DIR": "/nonexistent"}) == 0
     shown = capsys.readouterr().out
     assert all(line.isprintable() for line in shown.splitlines())
-    assert "A\\x1b[31m B\\nb C" in shown
+    assert "A\\x1b[31m B\\nb" in shown
 
 
 # --- show and verify -----------------------------------------------------------------------------
