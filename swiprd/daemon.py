@@ -126,6 +126,8 @@ class Daemon:
     # --- reload ----------------------------------------------------------------------------------
 
     def _hang_up(self) -> None:
+        if self._stopping:
+            return
         if self._had_terminal and not _has_terminal():
             log.info("the terminal is gone")
             self._server.stop()

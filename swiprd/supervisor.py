@@ -40,7 +40,7 @@ MAX_BACKOFF: Final = 30.0
 FEW: Final = 8
 """Labels that are all named in a log line."""
 OVERDUE: Final = 5.0
-"""Seconds past its deadline in which a worker must have been killed."""
+"""Seconds past its deadline in which a worker must be gone."""
 
 
 class Supervisor:
@@ -138,7 +138,7 @@ class Supervisor:
             slot.settle(None)
 
     def overdue(self) -> bool:
-        """Return whether a worker is past its deadline and has not been killed."""
+        """Return whether a worker is past its deadline and not gone."""
         now = asyncio.get_running_loop().time()
         deadlines = [slot.deadline for slot in self._tasks if slot.deadline is not None]
         return any(now > deadline + OVERDUE for deadline in deadlines)

@@ -52,6 +52,18 @@ class Detached:
         return not self.pid_file.exists() and not Path(self.socket).exists()
 
 
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End a process of the test's own with the block."""
+    Daemon.running.add(process.pid)
+    try:
+        yield
+    finally:
+        process.kill()  # which does nothing to one that has been waited for
+        process.wait()
+        Daemon.running.discard(process.pid)
+
+
 @pytest.fixture
 def detached(folder: Path) -> Iterator[Detached]:
     """Files for a daemon; one that runs at the end is ended."""
@@ -218,8 +230,7 @@ def test_it_can_be_the_first_process_of_a_container(folder: Path, number: int) -
     command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     with (folder / "log").open("wb") as log:
         container = subprocess.Popen([*command, *SWIPRD, "--socket", path], stderr=log)
-    try:
-        Daemon.running.add(container.pid)
+    with ended(container):
         wait_until(lambda: Path(path).exists(), "the daemon")
         with Client(path, timeout=60) as client:
             assert client.status()["pid"] == 1
@@ -228,11 +239,6 @@ def test_it_can_be_the_first_process_of_a_container(folder: Path, number: int) -
         os.kill(int(children), number)
         assert container.wait(30) == 0, (folder / "log").read_text()
         assert not Path(path).exists()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            container.kill()
-        container.wait()
-        Daemon.running.discard(container.pid)
 
 
 def test_a_foreground_daemon_stops_when_its_terminal_goes(folder: Path) -> None:
@@ -249,16 +255,10 @@ def test_a_foreground_daemon_stops_when_its_terminal_goes(folder: Path) -> None:
         )
     finally:
         os.close(theirs)
-    try:
-        Daemon.running.add(daemon.pid)
+    with ended(daemon):
         wait_until(lambda: Path(path).exists(), "the daemon")
         with Client(path) as client:
             client.ping()
         os.close(ours)
         assert daemon.wait(30) == 0
         assert not Path(path).exists()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            daemon.kill()
-        daemon.wait()
-        Daemon.running.discard(daemon.pid)
