@@ -6,30 +6,51 @@ the process that can be killed.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
+import struct
 from typing import Final
 
 from swiprctl.protocol import SwiprError
 
 EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """Errors that say that this process or the machine has run out, not that anything is amiss."""
+READS: Final = 3
+"""How often a file is read that changes meanwhile."""
+KERNEL_FOLDERS: Final = ("/proc", "/sys")
+"""Where files are made up by the kernel; to read one may do something."""
+
+SYS_OPENAT2: Final = 437  # asm-generic/unistd.h; the same on every machine since Linux 5.6
+AT_FDCWD: Final = -100  # linux/fcntl.h
+RESOLVE_NO_MAGICLINKS: Final = 0x02  # linux/openat2.h
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def open_image(path: str) -> int:
     """Open ``path`` for reading and return the descriptor, which the caller closes.
 
-    May block for as long as the file system does.
+    Links are followed, but for those of /proc that lead to what a process holds: one of the
+    daemon's own descriptors may be another client's picture. Nothing but a regular file is opened
+    for reading: to open a device may start it, to open a pipe may wake who writes to it. May block
+    for as long as the file system does.
 
     Raises:
         SwiprError: ``not_found``, ``permission_denied`` or ``not_a_file``; ``busy`` when the
             daemon or the machine can open no more files.
     """
-    # O_NONBLOCK: a FIFO without a writer opens at once, and is then refused by what it is.
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        fd = os.open(os.fsencode(path), flags)
+        place = _find(os.fsencode(path))
+        try:
+            found = os.fstat(place)
+            _check_kind(found)
+            if found.st_dev in _kernel_devices():
+                raise SwiprError("not_a_file", f"expected a file of bytes, got the kernel's {path}")
+            return _open_found(place)
+        finally:
+            os.close(place)
     except (FileNotFoundError, NotADirectoryError):
         raise SwiprError("not_found", f"{path}: no such file") from None
     except PermissionError:
@@ -42,31 +63,72 @@ def open_image(path: str) -> int:
         raise SwiprError(code, f"{path}: cannot be opened: {error.strerror}") from None
     except ValueError:  # a NUL or a lone surrogate
         raise SwiprError("not_found", f"no file can have the name {path!r}") from None
-    return fd
+
+
+def _find(path: bytes) -> int:
+    """Return a descriptor that stands for the place ``path`` and does nothing to what is there."""
+    if b"\0" in path:
+        raise ValueError(path)
+    how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, RESOLVE_NO_MAGICLINKS)  # open_how
+    fd: int = _LIBC.syscall(SYS_OPENAT2, AT_FDCWD, path, how, len(how))
+    if fd >= 0:
+        return fd
+    number = ctypes.get_errno()
+    if number == errno.ENOSYS:  # or a filter of system calls that does not know it
+        number = errno.EPERM
+    raise OSError(number, os.strerror(number))
+
+
+def _open_found(place: int) -> int:
+    # O_NONBLOCK: a file that somebody holds a lease on (fcntl(2)) is not waited for.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return os.open(f"/proc/self/fd/{place}", flags)
+    except FileNotFoundError:
+        raise SwiprError("internal", "the daemon needs /proc to open files by path") from None
+
+
+def _kernel_devices() -> set[int]:
+    return {os.stat(folder).st_dev for folder in KERNEL_FOLDERS if os.path.ismount(folder)}
 
 
 def read_image(fd: int, *, max_bytes: int) -> bytes:
     """Return the bytes of the regular file behind ``fd``, from its start.
 
-    The descriptor's own offset, which its sender shares, is neither used nor moved, and nothing
-    is mapped: a file that changes meanwhile gives other bytes, never a fault.
+    The descriptor's own offset, which its sender shares, is neither used nor moved. Nothing is
+    mapped, so a file that changes meanwhile is no fault; it is read again, or refused.
 
     Raises:
         SwiprError: ``not_a_file``, ``too_large``, ``permission_denied`` (opened for writing only)
-            or ``not_an_image`` (empty, or it cannot be read).
+            or ``not_an_image`` (empty, it cannot be read, or it does not stop changing).
     """
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
-        raise SwiprError("not_a_file", f"expected a regular file, got {_kind(found.st_mode)}")
-    if found.st_size > max_bytes:
-        raise SwiprError(
-            "too_large", f"the file has {found.st_size} bytes, expected at most {max_bytes}"
-        )
+    for _ in range(READS):
+        found = os.fstat(fd)
+        _check_kind(found)
+        if found.st_size > max_bytes:
+            raise SwiprError(
+                "too_large", f"the file has {found.st_size} bytes, expected at most {max_bytes}"
+            )
+        data = _read(fd, found.st_size)
+        if _version(os.fstat(fd)) != _version(found):
+            continue
+        if not data:
+            raise SwiprError("not_an_image", "the file is empty")
+        if len(data) < found.st_size:
+            told = f"the file says that it has {found.st_size} bytes, but gives {len(data)}"
+            raise SwiprError("not_an_image", told)
+        return data
+    raise SwiprError(
+        "not_an_image", "the file changes while it is read; try again when it is written"
+    )
+
+
+def _read(fd: int, size: int) -> bytes:
     parts = []
     offset = 0
-    while offset < found.st_size:
+    while offset < size:
         try:
-            part = os.pread(fd, found.st_size - offset, offset)
+            part = os.pread(fd, size - offset, offset)
         except OSError as error:
             code = "permission_denied" if error.errno == errno.EBADF else "not_an_image"
             raise SwiprError(code, f"the file cannot be read: {error.strerror}") from None
@@ -74,9 +136,18 @@ def read_image(fd: int, *, max_bytes: int) -> bytes:
             break
         parts.append(part)
         offset += len(part)
-    if offset == 0:
-        raise SwiprError("not_an_image", "the file is empty")
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _version(found: os.stat_result) -> tuple[int, int, int]:
+    # What the file system tells, and no more: its clock ticks every 4 ms or so, and a writer that
+    # stops half-way leaves a file like any other.
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _check_kind(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise SwiprError("not_a_file", f"expected a regular file, got {_kind(found.st_mode)}")
 
 
 def _kind(mode: int) -> str:

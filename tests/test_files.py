@@ -203,6 +203,22 @@ def test_a_pipe_that_nobody_writes_to_is_refused_at_once(folder: Path) -> None:
     assert results == [("not_a_file", "expected a regular file, got a pipe")]
 
 
+def test_who_waits_for_a_reader_of_a_pipe_waits_on(folder: Path) -> None:
+    """The daemon is none: a writer that it woke would die of SIGPIPE."""
+    path = folder / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=lambda: os.close(os.open(path, os.O_WRONLY)))
+    writer.start()
+    try:
+        for _ in range(20):
+            assert refusal(lambda: open_image(str(path)))[0] == "not_a_file"
+            writer.join(0.01)
+            assert writer.is_alive()
+    finally:
+        os.close(os.open(path, os.O_RDONLY))
+        writer.join(PATIENCE)
+
+
 def test_what_is_in_a_pipe_stays_in_it(folder: Path) -> None:
     """A pipe that somebody writes to is refused too, and not a byte of it is taken."""
     path = folder / "pipe"
@@ -214,15 +230,13 @@ def test_what_is_in_a_pipe_stays_in_it(folder: Path) -> None:
 
 
 def test_a_socket_is_no_file(folder: Path) -> None:
-    """Its name cannot be opened, and its descriptor is refused for what it is."""
+    """Its name and its descriptor are refused for what it is."""
     path = str(folder / "socket")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path)
         sock.listen()
-        code, message = refusal(lambda: open_image(path))
-        assert code == "not_a_file"
-        assert message.startswith(f"{path}: cannot be opened: ")
         wanted = ("not_a_file", "expected a regular file, got a socket")
+        assert refusal(lambda: open_image(path)) == wanted
         assert refusal(lambda: read_image(sock.fileno(), max_bytes=LIMIT)) == wanted
 
 
@@ -245,23 +259,46 @@ def test_what_has_no_kind_is_no_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/proc/version", "/proc/self/mem", "/proc/self/maps", "/proc/self/pagemap"]
+    "path", ["/proc/version", "/proc/self/mem", "/proc/self/maps", "/sys/kernel/uevent_seqnum"]
 )
-def test_a_file_that_the_kernel_makes_up_is_no_image(path: str) -> None:
-    """It says that it has no bytes, and is believed: what it would give has no end in sight."""
-    assert os.stat(path).st_size == 0
-    assert refusal(lambda: read(path)) == ("not_an_image", "the file is empty")
+def test_a_file_that_the_kernel_makes_up_is_no_file(path: str) -> None:
+    """To read one may do something, and what it gives may have no end; it is not even opened."""
+    assert stat.S_ISREG(os.stat(path).st_mode)
+    wanted = ("not_a_file", f"expected a file of bytes, got the kernel's {path}")
+    assert refusal(lambda: open_image(path)) == wanted
 
 
-def test_a_link_to_a_descriptor_leads_to_its_file(descriptor: int) -> None:
-    """Through /proc a file is opened anew, and a pipe is still a pipe."""
-    assert read(f"/proc/self/fd/{descriptor}") == CONTENT
-    ends = os.pipe()
-    try:
-        assert refusal(lambda: read(f"/proc/self/fd/{ends[0]}"))[0] == "not_a_file"
-    finally:
-        for end in ends:
-            os.close(end)
+@pytest.mark.parametrize("path", ["/proc/version", "/proc/self/maps", "/proc/self/status"])
+def test_a_descriptor_of_what_the_kernel_makes_up_is_no_image(path: str) -> None:
+    """It says that it has no bytes, and is believed."""
+    with open(path, "rb") as file:
+        wanted = ("not_an_image", "the file is empty")
+        assert refusal(lambda: read_image(file.fileno(), max_bytes=LIMIT)) == wanted
+
+
+def test_a_file_that_gives_less_than_it_says_is_no_image() -> None:
+    """Some of the kernel's say 4096 bytes whatever they hold."""
+    with open("/sys/kernel/uevent_seqnum", "rb") as file:
+        code, message = refusal(lambda: read_image(file.fileno(), max_bytes=2**20))
+    assert code == "not_an_image"
+    assert message.startswith("the file says that it has 4096 bytes, but gives ")
+
+
+def test_what_a_process_holds_cannot_be_named(descriptor: int, picture: Path) -> None:
+    """One of the daemon's own descriptors may be another client's picture."""
+    (picture.parent / "link").symlink_to(f"/proc/self/fd/{descriptor}")
+    assert Path(f"/proc/self/fd/{descriptor}").read_bytes() == CONTENT  # it could be opened
+    for path in (
+        f"/proc/self/fd/{descriptor}",
+        f"/dev/fd/{descriptor}",
+        f"/proc/{os.getpid()}/task/{os.getpid()}/fd/{descriptor}",
+        f"/proc/self/root{picture}",
+        f"/proc/{os.getppid()}/root{picture}",
+        f"{picture.parent}/link",
+    ):
+        code, message = refusal(lambda path=path: open_image(path))  # type: ignore[misc]
+        assert code == "not_a_file"
+        assert message.endswith("cannot be opened: Too many levels of symbolic links")
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -364,7 +401,48 @@ def test_a_file_is_what_it_is_when_it_is_read_not_when_it_was_opened(descriptor:
     assert refusal(lambda: read_image(descriptor, max_bytes=LIMIT))[0] == "not_an_image"
 
 
-def test_a_file_that_shrinks_and_grows_meanwhile_gives_bytes_or_is_empty(folder: Path) -> None:
+@pytest.mark.parametrize("size", [len(CONTENT), len(CONTENT) // 2, LIMIT, LIMIT + 1, 0])
+def test_a_file_that_changes_while_it_is_read_is_read_again(
+    size: int, descriptor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same size, shorter, longer, too long or empty: what comes back is the new one."""
+
+    def change() -> None:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"x" * size, 0)
+
+    changes = [change]
+    monkeypatch.setattr(os, "pread", reading_while(lambda: changes and changes.pop()()))
+    if 0 < size <= LIMIT:
+        assert read_image(descriptor, max_bytes=LIMIT) == b"x" * size
+    else:
+        code = refusal(lambda: read_image(descriptor, max_bytes=LIMIT))[0]
+        assert code == ("too_large" if size else "not_an_image")
+
+
+def test_a_file_that_does_not_stop_changing_is_refused(
+    descriptor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is computed of bytes that were perhaps never together in the file."""
+    monkeypatch.setattr(os, "pread", reading_while(lambda: os.pwrite(descriptor, b"x", 5)))
+    wanted = "the file changes while it is read; try again when it is written"
+    assert refusal(lambda: read_image(descriptor, max_bytes=LIMIT)) == ("not_an_image", wanted)
+
+
+def reading_while(happens: Callable[[], object]) -> Callable[[int, int, int], bytes]:
+    """Return a pread with which something ``happens`` to the file half-way."""
+    pread = os.pread
+
+    def read_half(fd: int, size: int, offset: int) -> bytes:
+        half = pread(fd, max(1, size // 2), offset)
+        time.sleep(0.02)  # more than a tick of the file system's clock
+        happens()
+        return half
+
+    return read_half
+
+
+def test_a_file_that_shrinks_and_grows_meanwhile_gives_bytes_or_an_error(folder: Path) -> None:
     """Never a fault, never more than the limit, and never a byte that was not in the file."""
     size = 2**22
     path = folder / "changing"
