@@ -38,6 +38,9 @@ MACHINE: Final = ("/proc/cpuinfo", "/proc/self", "/sys/devices/system", "/dev/ur
 # linux/prctl.h
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_NO_NEW_PRIVS: Final = 38
+# linux/capability.h
+LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
+CAP_DAC_READ_SEARCH: Final = 2
 # asm-generic/unistd.h; they are the same wherever torch runs
 LANDLOCK: Final = {"create_ruleset": 444, "add_rule": 445, "restrict_self": 446}
 # linux/landlock.h; landlock(7) tells which ABI brought what
@@ -94,24 +97,29 @@ def close_inherited(kept: int) -> None:
                 os.close(fd)
 
 
-def confine(readable: Iterable[str]) -> None:
+def confine(readable: Iterable[str], *, max_memory: int) -> None:
     """Give up for good what neither loading a model nor computing needs.
 
-    Where the kernel has no Landlock, files and network stay open, and the log says so. Landlock has
-    no right over chmod(2), utime(2) and the like; over sockets with a path from ABI 9, UDP from 10.
+    Of root's capabilities one is left, to read the models of other users. Where the kernel has no
+    Landlock, files and network stay open, and the log says so. Landlock has no right over chmod(2),
+    utime(2) and the like; over sockets with a path from ABI 9, UDP from 10.
 
     Args:
         readable: files, and folders with all that is in them, that can be read beside Python's
             own. What is not there is passed over.
+        max_memory: bytes of address space; 0: as much as there is.
 
     Raises:
         SandboxError: the kernel refuses.
     """
     _prctl("PR_SET_NO_NEW_PRIVS", PR_SET_NO_NEW_PRIVS, 1)
+    _drop_capabilities()
     # A core file holds pictures. Not 0 bytes, which many have: where a program takes core files, as
     # on Ubuntu, the kernel heeds no limit but 1 (coredump_pipe in its fs/coredump.c).
     _limit(resource.RLIMIT_CORE, 1)
     _limit(resource.RLIMIT_NOFILE, MAX_DESCRIPTORS)
+    if max_memory:
+        _limit(resource.RLIMIT_AS, max_memory)
     # Nothing can be run, so nothing is to be found: where ctypes.util.find_library, which torch's
     # packages for GPUs call, finds a compiler, it fails for want of a temporary file.
     os.environ["PATH"] = ""
@@ -134,6 +142,20 @@ def confine(readable: Iterable[str]) -> None:
         _landlock("restrict_self", ruleset, 0)
     finally:
         os.close(ruleset)
+
+
+def _drop_capabilities() -> None:
+    # struct __user_cap_header_struct, and two of __user_cap_data_struct: 32 capabilities each.
+    header = struct.pack("=Ii", LINUX_CAPABILITY_VERSION_3, 0)
+    data = ctypes.create_string_buffer(24)
+    if _LIBC.capget(header, data) < 0:
+        raise SandboxError("capget", ctypes.get_errno())
+    _, permitted, *_ = struct.unpack("=6I", data)
+    kept = permitted & 1 << CAP_DAC_READ_SEARCH
+    nothing_else = struct.pack("=6I", kept, kept, 0, 0, 0, 0)
+    # Not where there is nothing to drop: a filter of system calls may not let it pass.
+    if permitted != kept and _LIBC.capset(header, nothing_else) < 0:
+        raise SandboxError("capset", ctypes.get_errno())
 
 
 def _python() -> Iterator[str]:
