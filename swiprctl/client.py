@@ -102,7 +102,10 @@ class Client:
         try:
             fd = _open_image(name)
             try:
-                reply = self._call({"path": os.path.abspath(name)}, fd)
+                reply = self._call(
+                    {"path": os.path.abspath(name), "timeout_ms": max(1, int(self.timeout * 1000))},
+                    fd,
+                )
             finally:
                 os.close(fd)
         except SwiprError as error:
@@ -137,7 +140,7 @@ class Client:
 
         Raises:
             SwiprError: ``reload_failed``, when everything stayed as it was; ``permission_denied``
-                for users other than root and the daemon's own; ``cannot_connect``, ``timeout``.
+                for other users than those who may; ``cannot_connect``, ``timeout``.
         """
         self._call({"op": "reload"})
 

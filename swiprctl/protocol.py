@@ -38,6 +38,8 @@ MAX_ID_BYTES: Final = 128
 """Longest string ``id``, counted in UTF-8 bytes."""
 MAX_ID_INTEGER: Final = 2**63 - 1
 """Largest integer ``id``, of either sign."""
+MAX_TIMEOUT_MS: Final = 86_400_000
+"""Largest ``timeout_ms``: a day."""
 
 OPS: Final = ("compute", "ping", "hello", "status", "reload")
 
@@ -107,6 +109,7 @@ class SwiprError(Exception):
         message: one line for people, lower case, with what was got and what to do.
         number: the script service's number for it, -1 to -4.
         retryable: whether the same request may succeed later.
+        retry_after_ms: after how many milliseconds it is worth while; None: nothing is said.
         id: the request's ``id`` where it is known; the daemon echoes it.
     """
 
@@ -119,6 +122,7 @@ class SwiprError(Exception):
         kind = CODES.get(code, CODES["internal"])
         self.number = kind.number
         self.retryable = kind.retryable
+        self.retry_after_ms: int | None = None
 
     def __str__(self) -> str:
         return self.message
@@ -335,15 +339,27 @@ def _short(text: str) -> str:
 
 
 class Request:
-    """One well-formed request. ``fd`` is owned by whoever holds the request."""
+    """One well-formed request. ``fd`` is owned by whoever holds the request.
 
-    __slots__ = ("fd", "id", "op", "path")
+    Attributes:
+        timeout_ms: within how many milliseconds the answer is wanted; None: nothing is said.
+    """
 
-    def __init__(self, id: RequestId, op: str, path: str | None, fd: int | None) -> None:
+    __slots__ = ("fd", "id", "op", "path", "timeout_ms")
+
+    def __init__(
+        self,
+        id: RequestId,
+        op: str,
+        path: str | None,
+        fd: int | None,
+        timeout_ms: int | None = None,
+    ) -> None:
         self.id = id
         self.op = op
         self.path = path
         self.fd = fd
+        self.timeout_ms = timeout_ms
 
 
 def decode_request(line: Line, *, max_depth: int) -> Request:
@@ -362,14 +378,16 @@ def decode_request(line: Line, *, max_depth: int) -> Request:
         raise SwiprError("bad_request", f"expected 'op' to be a string, got {_kind(op)}", id)
     if op not in OPS:
         raise SwiprError("unknown_op", f"no op {_short(op)}, expected one of {', '.join(OPS)}", id)
-    path = message.get("path")
+    path, timeout_ms = message.get("path"), message.get("timeout_ms")
     if op == "compute":
         _check_path(path, line.fd, id)
+        if timeout_ms is not None:
+            _check_timeout(timeout_ms, id)
     else:
-        path = None
+        path = timeout_ms = None
         if line.fd is not None:
             raise SwiprError("bad_request", f"a descriptor came with {op}, which takes none", id)
-    return Request(id, op, path, line.fd)
+    return Request(id, op, path, line.fd, timeout_ms)
 
 
 def _request_id(message: dict[str, Any]) -> RequestId:
@@ -407,6 +425,16 @@ def _check_path(path: Any, fd: int | None, id: RequestId) -> None:
         path.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         raise SwiprError("bad_request", "the path holds a lone surrogate", id) from None
+
+
+def _check_timeout(timeout_ms: Any, id: RequestId) -> None:
+    if type(timeout_ms) is not int or not 1 <= timeout_ms <= MAX_TIMEOUT_MS:
+        got = _short(str(timeout_ms)) if type(timeout_ms) is int else _kind(timeout_ms)
+        raise SwiprError(
+            "bad_request",
+            f"expected 'timeout_ms' to be a whole number from 1 to {MAX_TIMEOUT_MS}, got {got}",
+            id,
+        )
 
 
 # --- replies -------------------------------------------------------------------------------------
@@ -467,17 +495,15 @@ def encode_result(id: RequestId, result: Result) -> bytes:
 
 def encode_error(error: SwiprError) -> bytes:
     """Return the reply to a request that failed in any way; it carries no scores."""
-    return encode(
-        {
-            "id": error.id,
-            "error": {
-                "code": error.code,
-                "number": error.number,
-                "message": error.message[:MAX_MESSAGE],
-                "retryable": error.retryable,
-            },
-        }
-    )
+    found: dict[str, Any] = {
+        "code": error.code,
+        "number": error.number,
+        "message": error.message[:MAX_MESSAGE],
+        "retryable": error.retryable,
+    }
+    if error.retry_after_ms is not None:
+        found["retry_after_ms"] = error.retry_after_ms
+    return encode({"id": error.id, "error": found})
 
 
 def decode_reply(data: bytes, *, max_depth: int) -> dict[str, Any]:
@@ -497,6 +523,8 @@ def decode_reply(data: bytes, *, max_depth: int) -> dict[str, Any]:
     failure = SwiprError(_field(found, "code", str), _field(found, "message", str), id)
     failure.number = _field(found, "number", int)
     failure.retryable = _field(found, "retryable", bool)
+    if found.get("retry_after_ms") is not None:
+        failure.retry_after_ms = _field(found, "retry_after_ms", int)
     raise failure
 
 

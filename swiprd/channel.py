@@ -54,14 +54,22 @@ class Channel:
     """A connected, non-blocking socket in the event loop.
 
     One task receives; any number may send, and their lines never mix. The owner closes it.
+
+    Args:
+        sock: becomes non-blocking.
+        max_line: longest line in bytes that is received.
+        send_timeout: seconds that the peer is given to take a line; None: for ever.
     """
 
-    def __init__(self, sock: socket.socket, *, max_line: int) -> None:
+    def __init__(
+        self, sock: socket.socket, *, max_line: int, send_timeout: float | None = None
+    ) -> None:
         sock.setblocking(False)
         self._socket = sock
         self._reader = LineReader(max_line=max_line)
         self._loop = asyncio.get_running_loop()
         self._sending = asyncio.Lock()
+        self._send_timeout = send_timeout
         self._readable: asyncio.Future[None] | None = None
         self._no_more = False
 
@@ -118,10 +126,10 @@ class Channel:
         """Send ``data`` whole, and ``fd`` with its first byte.
 
         Raises:
-            OSError: the connection is broken.
+            OSError: the connection is broken, or the peer does not take the line in time.
         """
         async with self._sending:
-            sent = 0
+            sent, deadline = 0, None
             while sent < len(data):
                 try:
                     if fd is not None:
@@ -130,7 +138,10 @@ class Channel:
                     else:
                         sent += self._socket.send(data[sent:])
                 except BlockingIOError:
-                    await self._wait_writable()
+                    if deadline is None and self._send_timeout is not None:
+                        deadline = self._loop.time() + self._send_timeout
+                    async with asyncio.timeout_at(deadline):
+                        await self._wait_writable()
 
     def close(self) -> None:
         """Close the socket, and any descriptor that arrived and was not handed out."""

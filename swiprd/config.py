@@ -8,6 +8,7 @@ here reads the environment or the command line by itself; ``__main__`` hands the
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -17,6 +18,10 @@ from typing import Any, Final
 DEFAULT_FILE: Final = "/etc/swipr/swiprd.toml"
 ENVIRONMENT_PREFIX: Final = "SWIPRD_"
 DEFAULT_BUNDLE: Final = str(Path(__file__).parent / "data" / "animal.safetensors")
+
+THREAD_MIB: Final = 144
+"""Address space that is reserved for each of ``threads``, of which torch starts two: 64 MiB by
+malloc (HEAP_MAX_SIZE in glibc's malloc/arena.c), 8 for a stack."""
 
 SYSTEM_CACHE: Final = "/var/cache/swipr"
 PRECISIONS: Final = ("auto", "fp32", "bf16")
@@ -43,9 +48,22 @@ class Config:
         compute_timeout: seconds for one image, from the moment a worker has it.
         load_timeout: seconds for a worker to load the model and check it.
         drain_timeout: seconds that requests under way are given when the daemon stops.
+        first_line_timeout: seconds within which a client that connects must have sent a request.
+        reply_timeout: seconds within which a client must have taken a reply.
+        max_connections: clients connected at a time; one more is refused as busy.
+        max_per_user: the same for the clients of one user.
+        max_in_flight: requests of one connection that are answered at a time; the next is read
+            when one is done.
+        max_line_bytes: longest request in bytes, its newline included.
+        max_depth: deepest nesting of a request.
         max_queue: computes that may wait for a worker; one more is refused as busy.
         max_file_mib: largest image file, in MiB.
         max_megapixels: largest image, in millions of pixels, looked at before it is decoded.
+        max_worker_mib: address space of a worker, in MiB, beside what is reserved for threads;
+            0: without a limit.
+        recycle_mib: memory in MiB that a worker may gain before it is replaced; 0: as it likes.
+        admin_users: names of users who may reload, beside root and the daemon's own; commas
+            between them.
         log_level: least severe level that is logged.
     """
 
@@ -59,9 +77,19 @@ class Config:
     compute_timeout: float
     load_timeout: float
     drain_timeout: float
+    first_line_timeout: float
+    reply_timeout: float
+    max_connections: int
+    max_per_user: int
+    max_in_flight: int
+    max_line_bytes: int
+    max_depth: int
     max_queue: int
     max_file_mib: int
     max_megapixels: float
+    max_worker_mib: int
+    recycle_mib: int
+    admin_users: str
     log_level: str
 
     @property
@@ -73,6 +101,12 @@ class Config:
     def max_pixels(self) -> int:
         """Largest image in pixels."""
         return int(self.max_megapixels * 1e6)
+
+    @property
+    def max_worker_bytes(self) -> int:
+        """Address space of a worker in bytes; 0: without a limit."""
+        mib = self.max_worker_mib
+        return mib and (mib + THREAD_MIB * self.threads_per_worker) * 2**20
 
     @property
     def threads_per_worker(self) -> int:
@@ -158,6 +192,12 @@ def _choice(choices: tuple[str, ...]) -> Callable[[Any], str]:
     return check
 
 
+def _names(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"([\w.$-]+(,[\w.$-]+)*)?", value):
+        raise ValueError("names of users with commas between them")
+    return value
+
+
 _DAY = 86400.0
 
 SETTINGS: Final = (
@@ -183,9 +223,37 @@ SETTINGS: Final = (
     Setting("compute_timeout", 10.0, "S", "seconds for one image [{:g}]", _number(0.1, 3600)),
     Setting("load_timeout", 120.0, "S", "seconds to load the model [{:g}]", _number(1, 3600)),
     Setting("drain_timeout", 30.0, "S", "seconds to finish when stopped [{:g}]", _number(0, 3600)),
+    Setting(
+        "first_line_timeout",
+        30.0,
+        "S",
+        "seconds for a client's first request [{:g}]",
+        _number(0.1, 3600),
+    ),
+    Setting(
+        "reply_timeout",
+        30.0,
+        "S",
+        "seconds for a client to take a reply [{:g}]",
+        _number(0.1, 3600),
+    ),
+    Setting("max_connections", 256, "N", "clients at a time [{}]", _integer(1, 65_536)),
+    Setting("max_per_user", 64, "N", "clients of one user [{}]", _integer(1, 65_536)),
+    Setting("max_in_flight", 64, "N", "requests of a connection at a time [{}]", _integer(1, 1024)),
+    Setting("max_line_bytes", 65536, "N", "longest request, bytes [{}]", _integer(1024, 2**20)),
+    Setting("max_depth", 16, "N", "deepest nesting of a request [{}]", _integer(2, 64)),
     Setting("max_queue", 128, "N", "images waiting before 'busy' [{}]", _integer(1, 100_000)),
     Setting("max_file_mib", 32, "N", "largest image file, MiB [{}]", _integer(1, 1024)),
     Setting("max_megapixels", 50.0, "N", "largest image, megapixels [{:g}]", _number(0.001, 1000)),
+    Setting(
+        "max_worker_mib",
+        8192,
+        "N",
+        "address space of a worker, MiB; 0: any [{}]",
+        _integer(0, 2**20),
+    ),
+    Setting("recycle_mib", 1024, "N", "MiB a worker may gain; 0: any [{}]", _integer(0, 2**20)),
+    Setting("admin_users", "", "NAMES", "who else may reload, as in alice,bob [nobody]", _names),
     Setting("log_level", "info", "LEVEL", "|".join(LOG_LEVELS) + " [{}]", _choice(LOG_LEVELS)),
 )
 

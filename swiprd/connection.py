@@ -17,11 +17,9 @@ from typing import Final
 from swiprctl import protocol
 from swiprctl.protocol import Line, Request, SwiprError
 from swiprd.channel import Channel
+from swiprd.config import Config
 
 log = logging.getLogger("swiprd")
-
-MAX_IN_FLIGHT: Final = 64
-"""Requests of one connection that are answered at a time; the next is read when one is done."""
 
 LINGER: Final = 1.0
 """Seconds in which a client whose stream cannot be followed any further may read what we said."""
@@ -33,8 +31,11 @@ Answer = Callable[[Request | SwiprError], Awaitable[bytes]]
 class Connection:
     """Reads requests from ``sock`` and sends what ``answer`` makes of them."""
 
-    def __init__(self, sock: socket.socket, answer: Answer) -> None:
-        self._channel = Channel(sock, max_line=protocol.MAX_LINE)
+    def __init__(self, sock: socket.socket, answer: Answer, config: Config) -> None:
+        self._channel = Channel(
+            sock, max_line=config.max_line_bytes, send_timeout=config.reply_timeout
+        )
+        self._config = config
         self._answer = answer
         self._stopped = False
         self._task: asyncio.Task[None] | None = None
@@ -64,22 +65,31 @@ class Connection:
         if self._task is not None:
             self._task.cancel()
 
+    async def refuse(self, error: SwiprError) -> None:
+        """Say ``error`` and nothing else, and end."""
+        try:
+            await self._channel.send(await self._answer(error))
+            await self._linger()
+        except OSError as gone:
+            log.debug("a client left: %s", gone)
+        finally:
+            self._channel.close()
+
     async def _read(self, group: asyncio.TaskGroup) -> None:
+        first = True
         while True:
             try:
-                line = await self._channel.receive()
-            except SwiprError as too_long:
-                self._begin(group, too_long)
+                line = await (self._receive_first() if first else self._channel.receive())
+            except SwiprError as refusal:
+                self._begin(group, refusal)
                 await asyncio.wait(self._in_flight)
-                # Closed with bytes unread, the client might never get to read the reply.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LINGER):
-                        await self._channel.linger()
+                await self._linger()
                 return
             if line is None:
                 break
-            self._begin(group, _decode(line))
-            while len(self._in_flight) >= MAX_IN_FLIGHT:
+            first = False
+            self._begin(group, self._decode(line))
+            while len(self._in_flight) >= self._config.max_in_flight:
                 self._one_done.clear()
                 await self._one_done.wait()
         if self._channel.peer_is_gone():
@@ -92,6 +102,20 @@ class Connection:
                     "bad_request", "the last line is cut off: expected a newline at its end"
                 )
             self._begin(group, error)
+
+    async def _receive_first(self) -> Line | None:
+        limit = self._config.first_line_timeout
+        try:
+            async with asyncio.timeout(limit):
+                return await self._channel.receive()
+        except TimeoutError:
+            raise SwiprError("timeout", f"no request came within {limit:g} s") from None
+
+    async def _linger(self) -> None:
+        # Closed with bytes unread, the client might never get to read the reply.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                await self._channel.linger()
 
     def _begin(self, group: asyncio.TaskGroup, request: Request | SwiprError) -> None:
         before = self._last_in_turn if request.id is None else None
@@ -117,11 +141,10 @@ class Connection:
             await asyncio.wait([before])
         await self._channel.send(reply)
 
-
-def _decode(line: Line) -> Request | SwiprError:
-    try:
-        return protocol.decode_request(line, max_depth=protocol.MAX_DEPTH)
-    except SwiprError as error:
-        if line.fd is not None:
-            os.close(line.fd)
-        return error
+    def _decode(self, line: Line) -> Request | SwiprError:
+        try:
+            return protocol.decode_request(line, max_depth=self._config.max_depth)
+        except SwiprError as error:
+            if line.fd is not None:
+                os.close(line.fd)
+            return error

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -112,6 +113,14 @@ class WorkerProcess:
             if error.code in protocol.CLIENT_CODES:
                 raise _broken(error.message) from None
             raise
+
+    def memory(self) -> int:
+        """Return the bytes of memory that are the worker's now; 0 when it is gone."""
+        try:
+            with open(f"/proc/{self.pid}/statm", "rb") as statm:  # see proc(5): in pages
+                return int(statm.read().split()[1]) * resource.getpagesize()
+        except (OSError, IndexError):
+            return 0
 
     async def end(self) -> None:
         """Kill the process, if it still runs, and leave nothing of it behind."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pwd
 import socket
 import struct
 import time
@@ -12,13 +13,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import swiprctl
 from swiprctl import protocol
 from swiprctl.protocol import Request, SwiprError
 from swiprd.config import Config
-from swiprd.connection import MAX_IN_FLIGHT, Connection
+from swiprd.connection import Connection
 from swiprd.files import EXHAUSTED, open_image
 from swiprd.listen import OwnSocket
 from swiprd.supervisor import Supervisor
@@ -28,12 +29,21 @@ log = logging.getLogger("swiprd")
 ACCEPT_BATCH: Final = 64
 ACCEPT_PAUSE: Final = 1.0
 """Seconds without accepting after the machine ran out of descriptors or memory."""
+RETRY_CONNECTING: Final = 1000
+"""Milliseconds after which one client too many may have better luck."""
 OPENER_THREADS: Final = 4
 """Files that are opened by path at a time; a file system may hang, the event loop must not."""
 FAREWELL: Final = 1.0
 """Seconds to send what is left to be said once the drain's time is over."""
 
 _UCRED: Final = struct.Struct("iII")  # of unix(7): process, user, group
+
+
+class Peer(NamedTuple):
+    """Who is at the other end of a connection, as the kernel knows it (SO_PEERCRED)."""
+
+    pid: int
+    uid: int
 
 
 class Server:
@@ -57,12 +67,13 @@ class Server:
         reload: Callable[[], Awaitable[None]],
     ) -> None:
         self._config = config
+        self._admins = _admins(config)
         self._listeners = listeners
         self._supervisor = supervisor
         self._own = own
         self._reload = reload
         self._group: asyncio.TaskGroup | None = None
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, int] = {}  # and the users they are of
         self._all_gone = asyncio.Event()
         self._stopping = asyncio.Event()
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -96,6 +107,7 @@ class Server:
     def reconfigure(self, config: Config) -> None:
         """Use ``config`` from now on."""
         self._config = config
+        self._admins = _admins(config)
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         self._note_gone()
@@ -147,12 +159,29 @@ class Server:
                 log.error("cannot accept clients: %s", error.strerror)
                 self._pause_accepting(listener)
                 return False
-            answer = partial(self._answer, _peer_uid(sock))
-            self._connections.add(connection := Connection(sock, answer))
             if self._idle_timer is not None:
                 self._idle_timer.cancel()
-            self._group.create_task(self._serve(connection))
+            peer = _peer_of(sock)
+            log.debug("a client came: user %d, process %d", peer.uid, peer.pid)
+            connection = Connection(sock, partial(self._answer, peer), self._config)
+            refusal = self._refusal(peer)
+            self._connections[connection] = peer.uid
+            self._group.create_task(self._serve(connection, refusal))
         return True
+
+    def _refusal(self, peer: Peer) -> SwiprError | None:
+        """Return why this client is one too many; None: it is not."""
+        config = self._config
+        of_user = sum(uid == peer.uid for uid in self._connections.values())
+        if len(self._connections) >= config.max_connections:
+            words = f"{config.max_connections} clients are connected already"
+        elif of_user >= config.max_per_user:
+            words = f"user {peer.uid} has {config.max_per_user} connections already"
+        else:
+            return None
+        error = SwiprError("busy", f"{words}; close one or try again in a moment")
+        error.retry_after_ms = RETRY_CONNECTING
+        return error
 
     def _pause_accepting(self, listener: socket.socket) -> None:
         # The client stays in the backlog, where the listener would report it again and again.
@@ -164,13 +193,16 @@ class Server:
         if not self._stopping.is_set():
             asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
-    async def _serve(self, connection: Connection) -> None:
+    async def _serve(self, connection: Connection, refusal: SwiprError | None) -> None:
         try:
-            await connection.run()
+            if refusal is None:
+                await connection.run()
+            else:
+                await connection.refuse(refusal)
         except Exception:  # one client's trouble must not become another's
             log.exception("a connection failed")
         finally:
-            self._connections.discard(connection)
+            del self._connections[connection]
             self._note_gone()
 
     def _note_gone(self) -> None:
@@ -195,11 +227,11 @@ class Server:
 
     # --- requests --------------------------------------------------------------------------------
 
-    async def _answer(self, peer_uid: int, request: Request | SwiprError) -> bytes:
+    async def _answer(self, peer: Peer, request: Request | SwiprError) -> bytes:
         try:
             if isinstance(request, SwiprError):
                 raise request
-            reply = await self._perform(request, peer_uid)
+            reply = await self._perform(request, peer)
             self._replies["ok"] += 1
             return reply
         except SwiprError as error:
@@ -211,10 +243,10 @@ class Server:
         self._replies[failure.code] += 1
         return protocol.encode_error(failure)
 
-    async def _perform(self, request: Request, peer_uid: int) -> bytes:
+    async def _perform(self, request: Request, peer: Peer) -> bytes:
         match request.op:
             case "compute":
-                return await self._compute(request)
+                return await self._compute_in_time(request)
             case "ping":
                 return protocol.encode({"id": request.id, "pong": True})
             case "hello":
@@ -222,15 +254,30 @@ class Server:
             case "status":
                 return protocol.encode({"id": request.id, "status": self._status()})
             case "reload":
-                if peer_uid not in (0, os.geteuid()):
-                    raise SwiprError(
-                        "permission_denied",
-                        "only root and the daemon's own user may ask for a reload (sudo swiprctl"
-                        f" reload); expected user 0 or {os.geteuid()}, got {peer_uid}",
-                    )
+                self._check_may_reload(peer)
                 await self._reload()
                 return protocol.encode({"id": request.id, "status": self._status()})
         raise AssertionError(f"the protocol let {request.op!r} through")
+
+    def _check_may_reload(self, peer: Peer) -> None:
+        if peer.uid not in self._admins:
+            raise SwiprError(
+                "permission_denied",
+                "only root, the daemon's own user and admin_users may ask for a reload: sudo"
+                f" swiprctl reload (you are user {peer.uid})",
+            )
+        log.info("user %d, process %d, asks for a reload", peer.uid, peer.pid)
+
+    async def _compute_in_time(self, request: Request) -> bytes:
+        if request.timeout_ms is None:
+            return await self._compute(request)
+        try:
+            async with asyncio.timeout(request.timeout_ms / 1000):
+                return await self._compute(request)
+        except TimeoutError:
+            raise SwiprError(
+                "timeout", f"the image was not scored within timeout_ms, {request.timeout_ms}"
+            ) from None
 
     async def _compute(self, request: Request) -> bytes:
         if request.fd is not None:
@@ -264,10 +311,12 @@ class Server:
             "protocol": [protocol.VERSION, protocol.VERSION],
             "ops": protocol.OPS,
             "limits": {
-                "line_bytes": protocol.MAX_LINE,
-                "depth": protocol.MAX_DEPTH,
+                "line_bytes": config.max_line_bytes,
+                "depth": config.max_depth,
                 "id_bytes": protocol.MAX_ID_BYTES,
-                "in_flight": MAX_IN_FLIGHT,
+                "in_flight": config.max_in_flight,
+                "connections": config.max_connections,
+                "per_user": config.max_per_user,
                 "queue": config.max_queue,
                 "file_bytes": config.max_bytes,
                 "pixels": config.max_pixels,
@@ -286,9 +335,21 @@ class Server:
         }
 
 
-def _peer_uid(sock: socket.socket) -> int:
+def _peer_of(sock: socket.socket) -> Peer:
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return int(_UCRED.unpack(credentials)[1])
+    pid, uid, _ = _UCRED.unpack(credentials)
+    return Peer(pid, uid)
+
+
+def _admins(config: Config) -> frozenset[int]:
+    # Not looked up at each request: where users come from may be slow to answer.
+    admins = {0, os.geteuid()}
+    for name in filter(None, config.admin_users.split(",")):
+        try:
+            admins.add(pwd.getpwnam(name).pw_uid)
+        except KeyError:
+            log.warning("admin_users: there is no user %r", name)
+    return frozenset(admins)
 
 
 def _close_opened(opening: Future[int]) -> None:

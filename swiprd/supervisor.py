@@ -39,6 +39,8 @@ MAX_BACKOFF: Final = 30.0
 """Longest time in seconds that a failed slot refuses work."""
 FEW: Final = 8
 """Labels that are all named in a log line."""
+FIRST_PACE: Final = 0.1
+"""Seconds that an image is thought to take before one was seen."""
 OVERDUE: Final = 5.0
 """Seconds past its deadline in which a worker must be gone."""
 
@@ -71,6 +73,7 @@ class Supervisor:
         self.command = command
         self.queue: deque[_Job] = deque()
         self.description: dict[str, Any] | None = None
+        self.pace = FIRST_PACE
         self._stopping = asyncio.Event()
         self._is_ending = False
         self._out_of_service = out_of_service
@@ -125,11 +128,33 @@ class Supervisor:
         retired, self._slots, self.config = self._slots, slots, config
         self._out_of_service = None
         for slot in retired:
-            slot.retired = True
-            if not slot.busy and slot in self._tasks:
-                self._tasks[slot].cancel()
+            self._retire(slot)
         for slot in slots:
             slot.admit()
+
+    def recycle(self, slot: _Slot) -> None:
+        """Put a new worker in the place of the one of ``slot`` as soon as it is ready."""
+        assert self._group is not None, "run() is not running"
+        self._group.create_task(self._recycle(slot))
+
+    async def _recycle(self, slot: _Slot) -> None:
+        successor = _Slot(self, self.config)
+        task = self._start(successor)
+        reason = await successor.settled
+        if reason is None and slot in self._slots:
+            self._slots[self._slots.index(slot)] = successor
+            self._retire(slot)
+            successor.admit()
+            return
+        task.cancel()
+        if reason is not None:
+            log.warning("the worker that has grown goes on: no other can start: %s", reason)
+        slot.stay()
+
+    def _retire(self, slot: _Slot) -> None:
+        slot.retired = True
+        if not slot.busy and slot in self._tasks:
+            self._tasks[slot].cancel()
 
     def give_up_reload(self) -> None:
         """Let a ``reload`` that is under way end with ``shutting_down``."""
@@ -179,9 +204,15 @@ class Supervisor:
         if self._is_hopeless():
             raise _unavailable(self._failure())
         if len(self.queue) >= self.config.max_queue:
-            raise SwiprError(
+            busy = SwiprError(
                 "busy", f"{len(self.queue)} images are waiting already; try again in a moment"
             )
+            busy.retry_after_ms = round(1000 * self.pace * len(self.queue) / self.config.workers)
+            raise busy
+
+    def note_pace(self, seconds: float) -> None:
+        """Take note of how long an image took; the last ten or so count."""
+        self.pace += (seconds - self.pace) / 10
 
     def wake(self) -> None:
         """Let every slot look again at what there is to do."""
@@ -276,6 +307,8 @@ class _Slot:
         self._failed_starts = 0  # in a row
         self._died_loading = False  # the last one, without a word
         self._description: dict[str, Any] | None = None
+        self._memory_at_first = 0
+        self._is_leaving = False  # a successor is loading
         self._state = "loading"  # what run() begins with
         self.failure: str | None = None
         self.refuses = False
@@ -305,6 +338,11 @@ class _Slot:
     def settle(self, failure: str | None) -> None:
         if not self.settled.done():
             self.settled.set_result(failure)
+
+    def stay(self) -> None:
+        """Go on with the worker that was to be replaced, until it has grown as much again."""
+        self._memory_at_first = 0
+        self._is_leaving = False
 
     async def run(self) -> None:
         while not self.retired:
@@ -384,6 +422,7 @@ class _Slot:
             "threads": config.threads_per_worker,
             "max_bytes": config.max_bytes,
             "max_pixels": config.max_pixels,
+            "max_memory": config.max_worker_bytes,
             "log_level": config.log_level,
             "log_target": self._supervisor.log_target,
         }
@@ -398,6 +437,7 @@ class _Slot:
                 f"the model was not loaded within load_timeout, {config.load_timeout:g} s"
             ) from None
         self._description = description
+        self._memory_at_first = worker.memory()
         self._failed_starts = 0
         self._died_loading = False
         self.failure = None
@@ -424,6 +464,7 @@ class _Slot:
                 raise WorkerDied("the worker died while it was waiting for work")
             if queue and self.admitted:
                 await self._compute(worker, queue.popleft())
+                self._look_at_memory(worker)
                 continue
             self.changed.clear()
             try:
@@ -433,17 +474,31 @@ class _Slot:
                 log.info("worker %d ends after %g s without work", worker.pid, idle)
                 return
 
+    def _look_at_memory(self, worker: WorkerProcess) -> None:
+        limit = self._config.recycle_mib * 2**20
+        if not limit or self._is_leaving:
+            return
+        memory = worker.memory()
+        self._memory_at_first = self._memory_at_first or memory
+        gained = memory - self._memory_at_first
+        if gained > limit:
+            self._is_leaving = True
+            log.info("worker %d has gained %d MiB and is replaced", worker.pid, gained >> 20)
+            self._supervisor.recycle(self)
+
     async def _compute(self, worker: WorkerProcess, job: _Job) -> None:
         if job.answer.done():  # nobody waits for it any more
             return
         job.attempts += 1
         limit = self._config.compute_timeout
+        began = asyncio.get_running_loop().time()
         self.busy = True
         try:
             async with asyncio.timeout(limit) as timeout:
                 self.deadline = timeout.when()
                 job.succeed(await worker.compute(job.fd))
             self.deadline = None
+            self._supervisor.note_pace(asyncio.get_running_loop().time() - began)
         except SwiprError as error:
             self.deadline = None
             job.fail(error)

@@ -94,7 +94,8 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
     start_logging(settings["log_target"], settings["log_level"], "swiprd worker")
     folder = settings["cache_dir"]
     try:
-        confine([settings["model"]] if folder is None else [settings["model"], folder])
+        readable = [settings["model"]] if folder is None else [settings["model"], folder]
+        confine(readable, max_memory=settings["max_memory"])
         bundle = read_bundle(settings["model"])
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch is loaded
         # Only now: a bundle that cannot be served is told at once, not after seconds of loading.

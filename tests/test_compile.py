@@ -555,6 +555,7 @@ def seconds_until_ready(bundle: str, cache: Path) -> float:
         "max_pixels": MAX_PIXELS,
         "log_level": "info",
         "log_target": "terminal",
+        "max_memory": 0,
     }
     ours, theirs = socket.socketpair()
     ours.settimeout(60)

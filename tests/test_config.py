@@ -43,9 +43,19 @@ EXPECTED = {
     "compute_timeout": "a number from 0.1 to 3600",
     "load_timeout": "a number from 1 to 3600",
     "drain_timeout": "a number from 0 to 3600",
+    "first_line_timeout": "a number from 0.1 to 3600",
+    "reply_timeout": "a number from 0.1 to 3600",
+    "max_connections": "a whole number from 1 to 65536",
+    "max_per_user": "a whole number from 1 to 65536",
+    "max_in_flight": "a whole number from 1 to 1024",
+    "max_line_bytes": "a whole number from 1024 to 1048576",
+    "max_depth": "a whole number from 2 to 64",
     "max_queue": "a whole number from 1 to 100000",
     "max_file_mib": "a whole number from 1 to 1024",
     "max_megapixels": "a number from 0.001 to 1000",
+    "max_worker_mib": "a whole number from 0 to 1048576",
+    "recycle_mib": "a whole number from 0 to 1048576",
+    "admin_users": "names of users with commas between them",
     "log_level": "one of debug, info, warning, error",
 }
 
@@ -64,9 +74,19 @@ LADDER: dict[str, tuple[Any, Any, Any]] = {
     "compute_timeout": BROKEN,
     "load_timeout": BROKEN,
     "drain_timeout": BROKEN,
+    "first_line_timeout": BROKEN,
+    "reply_timeout": BROKEN,
+    "max_connections": WHOLE,
+    "max_per_user": WHOLE,
+    "max_in_flight": WHOLE,
+    "max_line_bytes": (2000, 3000, 4000),
+    "max_depth": WHOLE,
     "max_queue": WHOLE,
     "max_file_mib": WHOLE,
     "max_megapixels": BROKEN,
+    "max_worker_mib": WHOLE,
+    "recycle_mib": WHOLE,
+    "admin_users": ("ada", "ada,grace", "www-data"),
     "log_level": ("debug", "warning", "error"),
 }
 
@@ -77,9 +97,18 @@ LIMITS: dict[str, tuple[Any, Any, Any, Any]] = {  # the last two are just outsid
     "compute_timeout": (0.1, 3600.0, 0.09, 3600.1),
     "load_timeout": (1.0, 3600.0, 0.99, 3600.1),
     "drain_timeout": (0.0, 3600.0, -0.01, 3600.1),
+    "first_line_timeout": (0.1, 3600.0, 0.09, 3600.1),
+    "reply_timeout": (0.1, 3600.0, 0.09, 3600.1),
+    "max_connections": (1, 65_536, 0, 65_537),
+    "max_per_user": (1, 65_536, 0, 65_537),
+    "max_in_flight": (1, 1024, 0, 1025),
+    "max_line_bytes": (1024, 1_048_576, 1023, 1_048_577),
+    "max_depth": (2, 64, 1, 65),
     "max_queue": (1, 100_000, 0, 100_001),
     "max_file_mib": (1, 1024, 0, 1025),
     "max_megapixels": (0.001, 1000.0, 0.0009, 1000.1),
+    "max_worker_mib": (0, 1_048_576, -1, 1_048_577),
+    "recycle_mib": (0, 1_048_576, -1, 1_048_577),
 }
 
 # Written as text: all that a variable or a flag can say, and a string in the file.
@@ -98,9 +127,19 @@ BAD_TEXTS = {
     "compute_timeout": BAD_NUMBERS,
     "load_timeout": BAD_NUMBERS,
     "drain_timeout": BAD_NUMBERS,
+    "first_line_timeout": BAD_NUMBERS,
+    "reply_timeout": BAD_NUMBERS,
+    "max_connections": BAD_INTEGERS,
+    "max_per_user": BAD_INTEGERS,
+    "max_in_flight": BAD_INTEGERS,
+    "max_line_bytes": BAD_INTEGERS,
+    "max_depth": BAD_INTEGERS,
     "max_queue": BAD_INTEGERS,
     "max_file_mib": BAD_INTEGERS,
     "max_megapixels": BAD_NUMBERS,
+    "max_worker_mib": BAD_INTEGERS,
+    "recycle_mib": BAD_INTEGERS,
+    "admin_users": [" ", ",", "a b", "a,", "a, b", "a\tb"],
     "log_level": BAD_LEVELS,
 }
 TEXT_CASES = [(name, text) for name, texts in BAD_TEXTS.items() for text in texts]
@@ -111,7 +150,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     name: [*BAD_TYPES, *([2.0, 2.5] if type(setting.default) is int else [])]
     for name, setting in BY_NAME.items()
 }
-for name in ("model", "precision", "cache_dir", "socket", "log_level"):
+for name in ("model", "precision", "cache_dir", "socket", "admin_users", "log_level"):
     BAD_VALUES[name] += [1, 1.5, "/with\0nul"]
 VALUE_CASES = [(name, value) for name, values in BAD_VALUES.items() for value in values]
 
@@ -153,7 +192,8 @@ def expected_of(name: str, value: Any) -> str:
 def test_the_tables_of_this_file_name_every_setting() -> None:
     """No setting is without a ladder, an expectation and bad values here."""
     assert NAMES == list(EXPECTED) == list(LADDER) == list(BAD_TEXTS) == list(BAD_VALUES)
-    assert {"model", "precision", "cache_dir", "socket", "log_level", *LIMITS} == set(NAMES)
+    texts = {"model", "precision", "cache_dir", "socket", "admin_users", "log_level"}
+    assert {*texts, *LIMITS} == set(NAMES)
 
 
 # --- where values come from ----------------------------------------------------------------------

@@ -52,6 +52,9 @@ MAN = shutil.which("man") or ""
 GROFF = shutil.which("groff") or ""
 BASH = shutil.which("bash") or ""
 
+NOTHING = r"\&"
+"""What roff takes for a word, and is none."""
+
 needs_man = pytest.mark.skipif(MAN == "", reason="man is not there; install Debian's man-db")
 needs_groff = pytest.mark.skipif(
     GROFF == "", reason="groff is not there; install Debian's groff-base"
@@ -292,7 +295,7 @@ def plain(line: str) -> str:
             elif macro == "Fl" and word not in (",", ")", "|", ".", ":", ";"):
                 words.append(f"-{word}")
             elif macro == "Qq":
-                words.append(f'"{word}"')
+                words.append(f'"{word.replace(NOTHING, "")}"')
             elif macro == "Bq":
                 words.append(f"[{word}]")
             else:

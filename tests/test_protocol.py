@@ -470,6 +470,42 @@ def test_an_unknown_op_is_told_apart_and_echoes_the_id(op: str) -> None:
     assert len(error.message) < 200
 
 
+@pytest.mark.parametrize("timeout_ms", [1, 86_400_000, None])
+def test_a_request_may_say_how_long_it_will_wait(timeout_ms: int | None) -> None:
+    """From a millisecond to a day, or nothing."""
+    assert request({"path": "/a", "timeout_ms": timeout_ms}).timeout_ms == timeout_ms
+
+
+@pytest.mark.parametrize("timeout_ms", [0, -1, 86_400_001, int("9" * 1000), 1.0, "9", True, [], {}])
+def test_a_time_that_nobody_waits_is_refused(timeout_ms: Any) -> None:
+    """It is bad_request, with the id, in a short message; other ops do not look at it."""
+    error = refusal({"id": 7, "path": "/a", "timeout_ms": timeout_ms})
+    assert (error.code, error.id) == ("bad_request", 7)
+    assert "'timeout_ms'" in error.message
+    assert len(error.message) < 200
+    assert request({"op": "ping", "timeout_ms": timeout_ms}).timeout_ms is None
+
+
+def test_an_error_may_say_when_to_try_again() -> None:
+    """The time comes through; without one nothing is said."""
+    busy = SwiprError("busy", "later", 7)
+    busy.retry_after_ms = 250
+    with pytest.raises(SwiprError) as caught:
+        reply(protocol.encode_error(busy))
+    assert caught.value.retry_after_ms == 250
+    assert b"retry_after_ms" not in protocol.encode_error(SwiprError("busy", "later", 7))
+
+
+@pytest.mark.parametrize("value", ["1", 1.5, True, []])
+def test_a_time_to_try_again_that_is_none_is_a_bad_reply(value: Any) -> None:
+    """As any other malformed part of an error."""
+    found = {"code": "busy", "number": -1, "message": "", "retryable": True}
+    data = json.dumps({"id": 7, "error": {**found, "retry_after_ms": value}}).encode()
+    with pytest.raises(SwiprError) as caught:
+        reply(data)
+    assert caught.value.code == "bad_reply"
+
+
 @pytest.mark.parametrize("op", [None, 1, True, ["ping"], {}])
 def test_an_op_that_is_no_string_is_refused(op: Any) -> None:
     """An op of another kind is bad_request, with the id."""

@@ -330,7 +330,7 @@ def test_only_root_and_the_service_may_reload(machine: Machine) -> None:
     """A member of the group may have pictures scored, and no more."""
     done = machine.run("swiprctl", "reload", user="ada", check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "only root and the daemon's own user may ask for a reload" in done.stderr
+    assert "only root, the daemon's own user and admin_users may ask for a reload" in done.stderr
     for user in (None, "swipr"):
         assert machine.run("swiprctl", "reload", user=user).stdout == "reloaded\n"
 

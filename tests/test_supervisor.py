@@ -104,6 +104,9 @@ for line in incoming:
         case "gift":
             socket.send_fds(link, [encode(reply | {"scores": [1, 0]})], [0])
             continue
+        case "grow":
+            held = [*globals().get("held", ()), b"x" * (int(value) << 20)]
+            value = os.getpid()
         case "descriptors":
             value = len(os.listdir("/proc/self/fd")) - 1  # less the one that lists
     link.sendall(encode(reply | {"scores": [1, float(value or 0)]}))
@@ -257,7 +260,11 @@ def test_one_more_than_the_queue_holds_is_busy(folder: Path) -> None:
         await bench.seen(1)
         waiting = asyncio.ensure_future(bench.outcomes("score 1", "score 2", "score 3"))
         await until(lambda: bench.supervisor.status()["queued"] == 3, "the queue to be full")
-        assert await bench.outcome("score 4") == "busy"
+        with pytest.raises(SwiprError) as busy:
+            await bench.compute("score 4")
+        assert busy.value.code == "busy"
+        assert busy.value.retry_after_ms is not None
+        assert 0 < busy.value.retry_after_ms < 10_000
         await bench.open_gate()
         assert await first == 0
         assert await waiting == [1, 2, 3]
@@ -603,6 +610,39 @@ def test_the_end_does_not_wait_for_a_reload(folder: Path) -> None:
         assert await bench.outcome("score 7") == 7
 
     within(folder, test)
+
+
+def test_a_worker_that_has_grown_is_replaced(folder: Path) -> None:
+    """At the bound it stays, past it another one loads beside it; nobody waits meanwhile."""
+
+    async def test(bench: Bench) -> None:
+        old = await bench.outcome("grow 40")
+        assert await bench.outcome("grow 1") == old
+        assert len(bench.noted("starts")) == 1
+        assert await bench.outcome("grow 20") == old
+        while (new := await bench.outcome("grow 0")) == old:
+            await asyncio.sleep(0.005)
+        assert bench.noted("starts") == [str(int(float(pid))) for pid in (old, new)]
+
+    within(folder, test, recycle_mib=48)
+
+
+def test_a_worker_that_has_grown_goes_on_when_no_other_can_start(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is tried again when it has grown as much again."""
+
+    async def test(bench: Bench) -> None:
+        old = await bench.outcome("grow 20")
+        await until(lambda: "goes on: no other can start: no good" in caplog.text, "an attempt")
+        for mib in (0, 10, 10):
+            assert len(bench.noted("starts")) == 2
+            assert await bench.outcome(f"grow {mib}") == old
+        while await bench.outcome("grow 0") == old:
+            await asyncio.sleep(0.005)
+        assert len(bench.noted("starts")) == 3
+
+    within(folder, test, "ready refuse ready", recycle_mib=16)
 
 
 def test_a_worker_past_its_deadline_is_overdue_until_it_is_killed(folder: Path) -> None:

@@ -36,6 +36,7 @@ MAX_PIXELS = 200_000
 """Chelsea, 451 x 300 in 240,512 bytes, is within both limits; coffee is beyond both."""
 SETTINGS = {
     "log_target": "terminal",
+    "max_memory": 0,
     "model": DEFAULT_BUNDLE,
     "precision": "auto",
     "cache_dir": None,

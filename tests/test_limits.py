@@ -1,0 +1,242 @@
+"""Limits of the running daemon: each one is held to at its value, and told one past it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swiprctl import Client, SwiprError
+from tests.conftest import StartDaemon
+from tests.daemon import CHELSEA, Daemon, exchange, read_lines, wait_until
+
+
+def ask(connection: socket.socket, **request: Any) -> dict[str, Any]:
+    """Send one request and return its reply."""
+    connection.sendall(json.dumps(request).encode() + b"\n")
+    (line,) = read_lines(connection, 1)
+    reply: dict[str, Any] = json.loads(line)
+    return reply
+
+
+def refusal(connection: socket.socket) -> dict[str, Any]:
+    """Return the error that the daemon says before it closes the connection."""
+    (line,) = read_lines(connection)
+    found: dict[str, Any] = json.loads(line)["error"]
+    return found
+
+
+# --- connections ---------------------------------------------------------------------------------
+
+
+def test_one_connection_too_many_is_busy(start_daemon: StartDaemon) -> None:
+    """It is told so, and when to try again; as soon as another one has gone there is room."""
+    daemon = start_daemon("--max-connections", "3")
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(daemon.connect()) for _ in range(3)]
+        assert all(ask(connection, op="ping")["pong"] for connection in held)
+        with daemon.connect() as late:
+            error = refusal(late)
+        assert (error["code"], error["retryable"]) == ("busy", True)
+        assert "3 clients are connected already" in error["message"]
+        assert error["retry_after_ms"] > 0
+        held[0].close()
+        wait_until(lambda: ping_is_answered(daemon), "room for another")
+        assert ask(held[1], op="ping")["pong"]
+
+
+def ping_is_answered(daemon: Daemon) -> bool:
+    with daemon.connect() as connection:
+        return "pong" in ask(connection, op="ping")
+
+
+def test_one_user_cannot_take_all_connections(start_daemon: StartDaemon, folder: Path) -> None:
+    """One too many of a user's is refused, another user's are not."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can ask as somebody else")
+    daemon = start_daemon("--max-per-user", "2")
+    for path in (folder, Path(daemon.path).parent):
+        path.chmod(0o755)
+    Path(daemon.path).chmod(0o666)
+    with daemon.connect() as one, daemon.connect() as two:
+        assert ask(one, op="ping")["pong"]
+        assert ask(two, op="ping")["pong"]
+        with daemon.connect() as three:
+            assert "user 0 has 2 connections already" in refusal(three)["message"]
+        program = (
+            "import os, sys; from swiprctl import Client;"
+            "os.setuid(65534); Client(sys.argv[1]).ping()"
+        )
+        subprocess.run([sys.executable, "-P", "-c", program, daemon.path], check=True)
+
+
+@pytest.mark.parametrize("sent", [b"", b'{"op":'])
+def test_a_client_that_asks_nothing_is_sent_away(start_daemon: StartDaemon, sent: bytes) -> None:
+    """After first_line_timeout it hears why; who has asked once may wait as long as it likes."""
+    daemon = start_daemon("--first-line-timeout", "0.5")
+    with daemon.connect() as asked, daemon.connect() as silent:
+        assert ask(asked, op="ping")["pong"]
+        silent.sendall(sent)
+        began = time.monotonic()
+        error = refusal(silent)
+        assert error["code"] == "timeout"
+        assert "no request came within 0.5 s" in error["message"]
+        assert 0.3 < time.monotonic() - began < 5
+        assert ask(asked, op="ping")["pong"]
+
+
+def test_a_client_that_takes_no_reply_is_left(start_daemon: StartDaemon) -> None:
+    """After reply_timeout its connection is closed, and nobody else has waited for it."""
+    daemon = start_daemon("--reply-timeout", "0.5")
+    with daemon.connect() as greedy, daemon.client() as client:
+        client.ping()
+        greedy.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                greedy.send(b'{"op":"status"}\n' * 100)
+        assert client.status()["connections"] == 2
+        wait_until(lambda: client.status()["connections"] == 1, "it to be left", 10)
+
+
+def test_requests_in_flight_are_bounded(start_daemon: StartDaemon) -> None:
+    """With one at a time replies come in the order of the requests, ids or not."""
+    daemon = start_daemon("--max-in-flight", "1")
+    daemon.wait_ready()
+    requests = [{"id": 1, "path": str(CHELSEA)}, {"id": 2, "op": "ping"}]
+    data = b"".join(json.dumps(request).encode() + b"\n" for request in requests)
+    with daemon.connect() as connection:
+        assert [json.loads(line)["id"] for line in exchange(connection, data)] == [1, 2]
+
+
+# --- lines ---------------------------------------------------------------------------------------
+
+
+def padded(length: int) -> bytes:
+    line = b'{"op":"ping","x":"' + b"x" * length
+    return line[: length - 3] + b'"}\n'
+
+
+def test_line_and_depth_have_limits_that_can_be_set(start_daemon: StartDaemon) -> None:
+    """The longest and the deepest are served, one byte and one level more are not."""
+    daemon = start_daemon("--max-line-bytes", "1024", "--max-depth", "3")
+    with daemon.connect() as connection:
+        assert ask(connection, op="ping", x=[[1]])["pong"]
+        assert "nested deeper than 3" in ask(connection, op="ping", x=[[[1]]])["error"]["message"]
+        connection.sendall(padded(1024))
+        assert json.loads(read_lines(connection, 1)[0])["pong"]
+        connection.sendall(padded(1025))
+        assert refusal(connection)["code"] == "too_long"
+
+
+# --- time ----------------------------------------------------------------------------------------
+
+
+def test_a_request_may_have_a_deadline_of_its_own(start_daemon: StartDaemon) -> None:
+    """When it has passed the answer is timeout; nobody else loses anything, the worker least."""
+    daemon = start_daemon()
+    daemon.wait_ready()
+    (worker,) = daemon.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with daemon.connect() as first, daemon.connect() as second:
+            began = time.monotonic()
+            for connection in (first, second):  # one is at the worker, the other waits behind it
+                error = ask(connection, path=str(CHELSEA), timeout_ms=300)["error"]
+                assert (error["code"], error["number"]) == ("timeout", -3)
+                assert "within timeout_ms, 300" in error["message"]
+            assert time.monotonic() - began < 5
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    with daemon.client() as client:
+        assert client.compute(CHELSEA).scores[1] > 0.9
+        assert client.status()["queued"] == 0
+    assert daemon.worker_pids() == [worker]
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_a_worker_without_memory_says_so(start_daemon: StartDaemon) -> None:
+    """With too little address space the model cannot be loaded, and the daemon stays."""
+    daemon = start_daemon("--max-worker-mib", "200")
+    with daemon.client(timeout=60) as client:
+        with pytest.raises(SwiprError) as failure:
+            client.compute(CHELSEA)
+        assert failure.value.code == "unavailable"
+        client.ping()
+
+
+# --- who -----------------------------------------------------------------------------------------
+
+
+def test_admin_users_may_reload(start_daemon: StartDaemon, folder: Path) -> None:
+    """Who is named may, beside root and the daemon's own user."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can ask as somebody else")
+    daemon = start_daemon("--admin-users", "nobody,no-such-user")
+    daemon.wait_ready()
+    for path in (folder, Path(daemon.path).parent):
+        path.chmod(0o755)
+    Path(daemon.path).chmod(0o666)
+    program = (
+        "import os, sys; from swiprctl import Client;"
+        "os.setuid(65534); Client(sys.argv[1], timeout=60).reload()"
+    )
+    subprocess.run([sys.executable, "-P", "-c", program, daemon.path], check=True)
+    assert "admin_users: there is no user 'no-such-user'" in daemon.log()
+    assert "user 65534, process" in daemon.log()
+
+
+def test_no_status_tells_what_others_have_scored(start_daemon: StartDaemon, folder: Path) -> None:
+    """Neither a path that was computed or refused, nor one that waits; nor does the log."""
+    daemon = start_daemon()
+    daemon.wait_ready()
+    picture = folder / "private-picture.png"
+    picture.write_bytes(CHELSEA.read_bytes())
+    (worker,) = daemon.worker_pids()
+    with daemon.connect() as other, daemon.connect() as asking:
+        assert "scores" in ask(other, path=str(picture))
+        assert "error" in ask(other, path=str(folder / "private-nothing"))
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            other.sendall(b'{"path":"%s"}\n' % os.fsencode(picture) * 2)
+            wait_until(lambda: daemon.status()["queued"] == 1, "one that waits")
+            said = json.dumps([ask(asking, op="status"), ask(asking, op="hello")])
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        assert len(read_lines(other, 2)) == 2
+    assert "private" not in said
+    assert "private" not in daemon.log()
+
+
+def test_hello_tells_the_limits(start_daemon: StartDaemon) -> None:
+    """A program need not find them out by running into them."""
+    daemon = start_daemon("--max-connections", "5", "--max-in-flight", "6", "--max-depth", "7")
+    with daemon.connect() as connection:
+        limits = ask(connection, op="hello")["hello"]["limits"]
+    assert (limits["connections"], limits["in_flight"], limits["depth"]) == (5, 6, 7)
+
+
+def test_the_client_passes_its_time_on(start_daemon: StartDaemon) -> None:
+    """What it will not wait for any more is not computed any more."""
+    daemon = start_daemon()
+    daemon.wait_ready()
+    (worker,) = daemon.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with Client(daemon.path, timeout=0.3) as client, pytest.raises(SwiprError) as failure:
+            client.compute(CHELSEA)
+        assert failure.value.code == "timeout"
+        with daemon.client() as client:
+            wait_until(lambda: client.status()["queued"] == 0, "it to be given up", 5)
+    finally:
+        os.kill(worker, signal.SIGCONT)
