@@ -1,5 +1,6 @@
 # make demo       set everything up, score two photographs through the real daemon, stop it again
 # make test       set everything up, run all tests, linters and the type checker
+# make soak       try what test tries of faults, for hours
 # make install    as root: the software, its user, units, man pages; then the socket is enabled
 # make uninstall  as root: take all that away again, but for settings and models
 # make clean      remove what demo and test have made
@@ -25,6 +26,9 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest
 
+soak: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest --soak --timeout 0 tests/faults
+
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV). Torch is large: this takes minutes."
@@ -45,4 +49,4 @@ clean:
 	rm -rf $(VENV) build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: demo test install uninstall clean
+.PHONY: demo test soak install uninstall clean

@@ -203,9 +203,11 @@ class FormCache:
                 os.fchmod(file.fileno(), 0o644)
                 os.fsync(file.fileno())
             os.rename(temporary, path)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+            if isinstance(error, OSError) and error.filename is None:  # a full disk does not say
+                error.filename = path
             raise
 
     def _described(self, digest: str, precision: str) -> dict[str, Any]:

@@ -197,8 +197,10 @@ def write_whole(
             if check is not None:
                 check(temporary)
             os.rename(temporary, path)
-        except BaseException:
+        except BaseException as error:
             os.unlink(temporary)
+            if isinstance(error, OSError) and error.filename is None:  # a full disk does not say
+                error.filename = path
             raise
     _sync_folder(os.path.dirname(path) or ".")
 

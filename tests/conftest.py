@@ -21,6 +21,11 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", "/")
 StartDaemon = Callable[..., Daemon]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the long form of ``tests/faults``."""
+    parser.addoption("--soak", action="store_true", help="try faults for hours, not minutes")
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """Fail a test that leaves a descriptor, a child process or a thread behind."""

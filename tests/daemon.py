@@ -89,8 +89,8 @@ class Daemon:
     def connect(self) -> socket.socket:
         """Return a raw connection to this daemon."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(self.path)  # with a time-out, a full backlog would be an error
         sock.settimeout(30)
-        sock.connect(self.path)
         return sock
 
     def status(self) -> dict[str, object]:
@@ -101,6 +101,16 @@ class Daemon:
     def wait_ready(self) -> None:
         """Return once a worker has its model loaded."""
         wait_until(lambda: self.status()["state"] == "ready", f"a worker; {self.log()}")
+
+    def descriptors(self) -> int:
+        """Return how many descriptors the front has."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def descriptors_at_rest(self) -> int:
+        """Return how many it has while it has one client."""
+        with self.client() as client:
+            wait_until(lambda: client.status()["connections"] == 1, "the other clients to be gone")
+            return self.descriptors()
 
     def worker_pids(self) -> list[int]:
         """Return the processes that the daemon has started."""

@@ -16,14 +16,14 @@ PATIENCE = 30.0
 T = TypeVar("T")
 
 
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
+def run(coroutine: Coroutine[Any, Any, T], seconds: float = 2 * PATIENCE) -> T:
     """Return what ``coroutine`` returns; fail when it leaves a task behind or an error unseen."""
     unseen: list[dict[str, Any]] = []
 
     async def main() -> T:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: unseen.append(context))
-        async with asyncio.timeout(2 * PATIENCE):
+        async with asyncio.timeout(seconds):
             result = await coroutine
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, f"tasks left behind: {left}"

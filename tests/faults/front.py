@@ -1,0 +1,151 @@
+"""A program for atheris: the daemon's front in this process, fed with what libFuzzer comes up with.
+
+The server, its connections and the protocol are the daemon's own, with their coverage watched, and
+speak over real sockets. There is no worker: every compute is answered ``unavailable``. One input is
+one client; it fails when a reply is missing, one too many or malformed, when something is logged as
+an error, when it takes too long, or when a descriptor is left behind.
+
+Its arguments are libFuzzer's; ``SEEDS`` is what to begin with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import os
+import socket
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["swiprctl.protocol", "swiprd"]):
+    from swiprctl.protocol import SwiprError
+    from swiprd.config import load_config
+    from swiprd.server import Server
+    from swiprd.supervisor import Supervisor
+
+from tests.faults.oracle import expected_replies
+
+CUT = b"\xff"
+"""Ends a piece of an input. The piece's first byte says what descriptors go with it: how many in
+its high half, more than three being none, and which in the low one."""
+SEEDS = [
+    CUT.join([b"\0" + piece for piece in pieces])
+    for pieces in (
+        [b'{"path":"/none.png"}\n'],
+        [b'{"op":"ping","id":7}\n{"op":"he', b'llo"}\n'],
+        [b'{"op":"status","id":"x"}\n', b'{"op":"reload"}\n'],
+        [b'{"id":-1,"op":"compute","path":"/","timeout_ms":5}\r\n', b""],
+        [b'{"id":[[[[]]]],"op":null}\n', b"\n" * 9, b'{"a":1,"a":NaN}\n'],
+        [b'{"op":"ping","x":"' + b"x" * 1005, b'"}\n', b'{"op":"ping"}\n'],
+        [b'{"path":"\\u0000\\ud800"}\n', b'{"id":' + b"9" * 30 + b"}\n"],
+    )
+] + [b"\x10{}\n", b"\x12{}\n\xff\x10{", b'\x20{"op":"ping"}\n', b"\x01{\xff\x11}\n"]
+MAX_LINE = 1024
+CONFIG = load_config(
+    file=os.devnull,
+    environment={},
+    flags={"max_line_bytes": str(MAX_LINE), "max_in_flight": "8", "drain_timeout": "0"},
+)
+PATIENCE = 10.0
+"""Seconds for one input."""
+EVERY = 500
+"""After so many inputs descriptors are counted."""
+
+
+class Complaints(logging.Handler):
+    """Keeps what is logged as an error: the front has none to log here."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.seen: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep ``record``."""
+        self.seen.append(self.format(record))
+
+
+class Front:
+    """The front, and what clients do to it."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(b"")  # an abstract name of the kernel's choice
+        self.listener.listen()
+        self.listener.setblocking(False)
+        self.complaints = Complaints()
+        logging.getLogger("swiprd").addHandler(self.complaints)
+        pipe = os.pipe()
+        self.descriptors = [os.open(__file__, os.O_RDONLY), os.open("/", os.O_RDONLY), *pipe]
+        self.inputs = 0
+        self.task = self.loop.create_task(self._serve())
+        self._one(b"{}\n", [])
+        self.before = self._held()
+
+    async def _serve(self) -> None:
+        async def reload() -> None:
+            raise SwiprError("reload_failed", "there is nothing to reload")
+
+        supervisor = Supervisor(CONFIG, out_of_service="this front has no worker")
+        server = Server(CONFIG, [self.listener], supervisor, own=None, reload=reload)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(supervisor.run())
+            await server.run()
+
+    def _held(self) -> set[str]:
+        return set(os.listdir("/proc/self/fd"))
+
+    def try_input(self, data: bytes) -> None:
+        """Be a client that sends ``data`` in pieces, with descriptors where ``data`` says so."""
+        pieces = []
+        for piece in data.split(CUT):
+            count, which = divmod(piece[0] if piece else 0, 16)
+            fd = self.descriptors[which % len(self.descriptors)]
+            pieces.append((piece[1:], [fd] * (count if count <= 3 else 0)))
+        sent = b"".join(piece for piece, _ in pieces)
+        self._one(sent, pieces)
+        self.inputs += 1
+        if self.inputs % EVERY == 0:
+            assert self._held() == self.before, f"left behind: {self._held() - self.before}"
+
+    def _one(self, sent: bytes, pieces: list[tuple[bytes, list[int]]]) -> None:
+        received = self.loop.run_until_complete(
+            asyncio.wait_for(self._talk(pieces or [(sent, [])]), PATIENCE)
+        )
+        replies = [json.loads(line) for line in received.splitlines()]
+        wanted = expected_replies(sent, MAX_LINE)
+        assert len(replies) == wanted, f"{len(replies)} replies, expected {wanted}: {received!r}"
+        for reply in replies:
+            assert "id" in reply
+            assert len(reply) == 2, reply
+            assert "scores" not in reply
+        assert not self.complaints.seen, self.complaints.seen
+        assert not self.task.done(), "the front has ended"
+
+    async def _talk(self, pieces: list[tuple[bytes, list[int]]]) -> bytes:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.setblocking(False)
+            await self.loop.sock_connect(sock, self.listener.getsockname())
+            for data, fds in pieces:
+                if data:
+                    socket.send_fds(sock, [data], fds)
+                    await asyncio.sleep(0)  # it may arrive as it is cut, or with the next
+            sock.shutdown(socket.SHUT_WR)
+            received = b""
+            while data := await self.loop.sock_recv(sock, 65536):
+                received += data
+        return received
+
+
+@functools.cache
+def front() -> Front:
+    """Return the one front of this process, which libFuzzer starts late."""
+    return Front()
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, lambda data: front().try_input(data))
+    atheris.Fuzz()
