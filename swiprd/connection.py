@@ -67,6 +67,7 @@ class Connection:
 
     async def refuse(self, error: SwiprError) -> None:
         """Say ``error`` and nothing else, and end."""
+        self._task = asyncio.current_task()
         try:
             await self._channel.send(await self._answer(error))
             await self._linger()

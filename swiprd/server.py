@@ -29,6 +29,8 @@ log = logging.getLogger("swiprd")
 ACCEPT_BATCH: Final = 64
 ACCEPT_PAUSE: Final = 1.0
 """Seconds without accepting after the machine ran out of descriptors or memory."""
+MAX_REFUSED: Final = 64
+"""Clients who are told at a time that they are one too many; to more than that nothing is said."""
 RETRY_CONNECTING: Final = 1000
 """Milliseconds after which one client too many may have better luck."""
 OPENER_THREADS: Final = 4
@@ -73,7 +75,9 @@ class Server:
         self._own = own
         self._reload = reload
         self._group: asyncio.TaskGroup | None = None
-        self._connections: dict[Connection, int] = {}  # and the users they are of
+        self._connections: set[Connection] = set()
+        self._refused: set[Connection] = set()
+        self._of_user: Counter[int] = Counter()
         self._all_gone = asyncio.Event()
         self._stopping = asyncio.Event()
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -96,7 +100,7 @@ class Server:
                 self._own.close()
             await self._drain()
             # Whoever still has a connection open now does not read what it is sent.
-            for connection in self._connections:
+            for connection in self._connections | self._refused:
                 connection.abandon()
         self._openers.shutdown(wait=False, cancel_futures=True)
 
@@ -163,19 +167,26 @@ class Server:
                 self._idle_timer.cancel()
             peer = _peer_of(sock)
             log.debug("a client came: user %d, process %d", peer.uid, peer.pid)
-            connection = Connection(sock, partial(self._answer, peer), self._config)
             refusal = self._refusal(peer)
-            self._connections[connection] = peer.uid
-            self._group.create_task(self._serve(connection, refusal))
+            if refusal is not None and len(self._refused) >= MAX_REFUSED:
+                sock.close()
+                continue
+            connection = Connection(sock, partial(self._answer, peer), self._config)
+            if refusal is None:
+                self._connections.add(connection)
+                self._of_user[peer.uid] += 1
+                self._group.create_task(self._serve(connection, peer))
+            else:
+                self._refused.add(connection)
+                self._group.create_task(self._refuse(connection, refusal))
         return True
 
     def _refusal(self, peer: Peer) -> SwiprError | None:
         """Return why this client is one too many; None: it is not."""
         config = self._config
-        of_user = sum(uid == peer.uid for uid in self._connections.values())
         if len(self._connections) >= config.max_connections:
             words = f"{config.max_connections} clients are connected already"
-        elif of_user >= config.max_per_user:
+        elif self._of_user[peer.uid] >= config.max_per_user:
             words = f"user {peer.uid} has {config.max_per_user} connections already"
         else:
             return None
@@ -193,17 +204,24 @@ class Server:
         if not self._stopping.is_set():
             asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
-    async def _serve(self, connection: Connection, refusal: SwiprError | None) -> None:
+    async def _serve(self, connection: Connection, peer: Peer) -> None:
         try:
-            if refusal is None:
-                await connection.run()
-            else:
-                await connection.refuse(refusal)
+            await connection.run()
         except Exception:  # one client's trouble must not become another's
             log.exception("a connection failed")
         finally:
-            del self._connections[connection]
+            self._connections.discard(connection)
+            self._of_user[peer.uid] -= 1
+            self._of_user += Counter()  # forgets whom nobody is connected of
             self._note_gone()
+
+    async def _refuse(self, connection: Connection, refusal: SwiprError) -> None:
+        try:
+            await connection.refuse(refusal)
+        except Exception:
+            log.exception("a connection failed")
+        finally:
+            self._refused.discard(connection)
 
     def _note_gone(self) -> None:
         if self._connections:

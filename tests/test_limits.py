@@ -54,9 +54,25 @@ def test_one_connection_too_many_is_busy(start_daemon: StartDaemon) -> None:
         assert ask(held[1], op="ping")["pong"]
 
 
+def test_those_who_are_refused_take_nobodys_place(start_daemon: StartDaemon) -> None:
+    """However many there are who do not take the hint: only those who are served count."""
+    daemon = start_daemon("--max-connections", "4", "--max-per-user", "3")
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(daemon.connect()) for _ in range(3)]
+        assert all(ask(connection, op="ping")["pong"] for connection in held)
+        refused = [stack.enter_context(daemon.connect()) for _ in range(200)]
+        assert "user 0 has 3 connections" in refusal(refused[0])["message"]
+        descriptors = daemon.descriptors()
+        assert ask(held[0], op="status")["status"]["connections"] == 3
+        assert descriptors < 100  # the others are sent away without a word
+        held.pop().close()
+        wait_until(lambda: ping_is_answered(daemon), "room for another")
+
+
 def ping_is_answered(daemon: Daemon) -> bool:
-    with daemon.connect() as connection:
+    with daemon.connect() as connection, contextlib.suppress(OSError, ValueError):
         return "pong" in ask(connection, op="ping")
+    return False
 
 
 def test_one_user_cannot_take_all_connections(start_daemon: StartDaemon, folder: Path) -> None:
