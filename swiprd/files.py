@@ -45,9 +45,12 @@ def open_image(path: str) -> int:
         place = _find(os.fsencode(path))
         try:
             found = os.fstat(place)
-            _check_kind(found)
+            if not stat.S_ISREG(found.st_mode):
+                raise SwiprError("not_a_file", f"{path}: {_wrong_kind(found)}")
             if found.st_dev in _kernel_devices():
-                raise SwiprError("not_a_file", f"expected a file of bytes, got the kernel's {path}")
+                raise SwiprError(
+                    "not_a_file", f"{path}: expected a file of bytes, got the kernel's"
+                )
             return _open_found(place)
         finally:
             os.close(place)
@@ -104,7 +107,8 @@ def read_image(fd: int, *, max_bytes: int) -> bytes:
     """
     for _ in range(READS):
         found = os.fstat(fd)
-        _check_kind(found)
+        if not stat.S_ISREG(found.st_mode):
+            raise SwiprError("not_a_file", _wrong_kind(found))
         if found.st_size > max_bytes:
             raise SwiprError(
                 "too_large", f"the file has {found.st_size} bytes, expected at most {max_bytes}"
@@ -145,9 +149,8 @@ def _version(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _check_kind(found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise SwiprError("not_a_file", f"expected a regular file, got {_kind(found.st_mode)}")
+def _wrong_kind(found: os.stat_result) -> str:
+    return f"expected a regular file, got {_kind(found.st_mode)}"
 
 
 def _kind(mode: int) -> str:
