@@ -125,12 +125,10 @@ class Connection:
             self._last_in_turn = task
         self._in_flight.add(task)
         # As a callback, because a task that is cancelled before it begins runs no code of its own.
-        fd = request.fd if isinstance(request, Request) else None
-        task.add_done_callback(lambda done: self._end(done, fd))
+        task.add_done_callback(lambda done: self._end(done, request))
 
-    def _end(self, task: asyncio.Task[None], fd: int | None) -> None:
-        if fd is not None:
-            os.close(fd)
+    def _end(self, task: asyncio.Task[None], request: Request | SwiprError) -> None:
+        _close_image(request)
         self._in_flight.discard(task)
         self._one_done.set()
 
@@ -138,6 +136,7 @@ class Connection:
         self, request: Request | SwiprError, before: asyncio.Task[None] | None
     ) -> None:
         reply = await self._answer(request)
+        _close_image(request)  # now: a client that does not read could have thousands held open
         if before is not None:
             await asyncio.wait([before])
         await self._channel.send(reply)
@@ -149,3 +148,9 @@ class Connection:
             if line.fd is not None:
                 os.close(line.fd)
             return error
+
+
+def _close_image(request: Request | SwiprError) -> None:
+    if isinstance(request, Request) and request.fd is not None:
+        os.close(request.fd)
+        request.fd = None

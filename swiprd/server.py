@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import pwd
+import resource
 import socket
 import struct
 import time
@@ -33,6 +34,8 @@ MAX_REFUSED: Final = 64
 """Clients who are told at a time that they are one too many; to more than that nothing is said."""
 RETRY_CONNECTING: Final = 1000
 """Milliseconds after which one client too many may have better luck."""
+SPARE_DESCRIPTORS: Final = 128
+"""What a front needs beside its clients and their pictures: listeners, workers, standard ones."""
 OPENER_THREADS: Final = 4
 """Files that are opened by path at a time; a file system may hang, the event loop must not."""
 FAREWELL: Final = 1.0
@@ -70,6 +73,7 @@ class Server:
     ) -> None:
         self._config = config
         self._admins = _admins(config)
+        _allow_descriptors(config)
         self._listeners = listeners
         self._supervisor = supervisor
         self._own = own
@@ -112,6 +116,7 @@ class Server:
         """Use ``config`` from now on."""
         self._config = config
         self._admins = _admins(config)
+        _allow_descriptors(config)
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         self._note_gone()
@@ -368,6 +373,18 @@ def _admins(config: Config) -> frozenset[int]:
         except KeyError:
             log.warning("admin_users: there is no user %r", name)
     return frozenset(admins)
+
+
+def _allow_descriptors(config: Config) -> None:
+    # A client has its connection and the picture of a line that is still coming; more pictures
+    # than wait in the queue are not held.
+    needed = 2 * config.max_connections + MAX_REFUSED + config.max_queue + SPARE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if allowed > soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        log.warning("%d open files are allowed, %d may be needed: raise the limit", hard, needed)
 
 
 def _close_opened(opening: Future[int]) -> None:

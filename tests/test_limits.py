@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 from swiprctl import Client, SwiprError
 from tests.conftest import StartDaemon
-from tests.daemon import CHELSEA, Daemon, exchange, read_lines, wait_until
+from tests.daemon import CHELSEA, SWIPRD, Daemon, exchange, read_lines, wait_until
 
 
 def ask(connection: socket.socket, **request: Any) -> dict[str, Any]:
@@ -131,6 +132,36 @@ def test_requests_in_flight_are_bounded(start_daemon: StartDaemon) -> None:
     data = b"".join(json.dumps(request).encode() + b"\n" for request in requests)
     with daemon.connect() as connection:
         assert [json.loads(line)["id"] for line in exchange(connection, data)] == [1, 2]
+
+
+def test_pictures_of_those_who_do_not_read_are_not_held_open(start_daemon: StartDaemon) -> None:
+    """Once the answer is known the picture is closed, whether the answer is taken or not."""
+    daemon = start_daemon("--max-queue", "1")
+    daemon.wait_ready()
+    with daemon.connect() as greedy, CHELSEA.open("rb") as picture:
+        greedy.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:  # until no reply is taken any more, and so no request either
+                socket.send_fds(greedy, [b"{}\n"], [picture.fileno()])
+        wait_until(lambda: daemon.status()["queued"] == 0, "nothing that waits")
+        held = [os.readlink(link) for link in Path(f"/proc/{daemon.pid}/fd").iterdir()]
+        assert held.count(str(CHELSEA)) <= 1  # of the request that is read next
+
+
+def test_the_limit_on_open_files_is_raised_as_far_as_clients_need(
+    start_daemon: StartDaemon,
+) -> None:
+    """Where it cannot be, the log says so."""
+    program = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
+    for hard, allowed in ((2000, 1320), (500, 500)):
+        limit = f"import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (300, {hard}));"
+        words = ["--socket", "SOCKET", "--max-connections", "500"]
+        command = [sys.executable, "-c", limit + program, *SWIPRD, *words]
+        daemon = start_daemon(command=command)
+        limits = Path(f"/proc/{daemon.pid}/limits").read_text()
+        assert re.search(rf"Max open files +{allowed} +{hard} ", limits), limits
+        said = f"{hard} open files are allowed, 1320 may be needed: raise the limit"
+        assert (said in daemon.log()) == (allowed < 1320)
 
 
 # --- lines ---------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def test_clients_that_are(go: Callable[[Daemon], None], busy: Daemon, trial: Tri
     """Nothing of theirs stays, and the next client is answered as ever."""
     workers, before = busy.worker_pids(), busy.descriptors_at_rest()
     with stopped_worker(busy) if go is gone_while_queued else contextlib.nullcontext():
-        for _ in range(trial.count(short=PHASES, long=20 * PHASES)):
+        for _ in range(trial.count(short=PHASES, long=5 * PHASES)):
             go(busy)
             with busy.client() as client:
                 client.ping()
@@ -125,7 +125,7 @@ def test_idle_and_never_reading_clients(busy: Daemon, trial: Trial) -> None:
     beside it in some.
     """
     best = (float("inf"), "")
-    for _ in range(trial.count(short=3, long=20)):
+    for _ in range(trial.count(short=3, long=6)):
         alone = percentile(times(busy), 99)
         with contextlib.ExitStack() as stack:
             for number in range(IDLE + NEVER_READING):

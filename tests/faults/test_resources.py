@@ -35,7 +35,7 @@ def test_a_front_without_descriptors(start_daemon: StartDaemon, trial: Trial) ->
     daemon.wait_ready()
     before = daemon.descriptors_at_rest()
     _, most = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
-    for _ in range(trial.count(short=5, long=100)):
+    for _ in range(trial.count(short=5, long=50)):
         with daemon.connect() as served:
             assert ask(served, b'{"op":"ping"}\n') == "pong"
             resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (daemon.descriptors(), most))
