@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from swiprctl.protocol import MAX_LINE
 from tests.daemon import CHELSEA, Daemon, exchange, read_lines
 from tests.faults.conftest import Trial
-from tests.faults.front import SEEDS
 from tests.faults.oracle import expected_replies
+from tests.faults.seeds import SEEDS
 
 ROOT = Path(__file__).parent.parent.parent
 FRONT = (sys.executable, "-m", "tests.faults.front")
