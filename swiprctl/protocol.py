@@ -38,6 +38,11 @@ MAX_ID_BYTES: Final = 128
 """Longest string ``id``, counted in UTF-8 bytes."""
 MAX_ID_INTEGER: Final = 2**63 - 1
 """Largest integer ``id``, of either sign."""
+MAX_PATH_BYTES: Final = 4096
+"""Longest ``path``; Linux opens none that is longer (PATH_MAX)."""
+MAX_MARKS: Final = MAX_PATH_BYTES + 256
+"""Brackets, braces and commas in one request, those of a file's name included. No request needs
+more, and a line full of them would take ten times as long as any other."""
 MAX_TIMEOUT_MS: Final = 86_400_000
 """Largest ``timeout_ms``: a day."""
 
@@ -153,12 +158,15 @@ class LineReader:
 
     Feed it what was received, then call ``next_line`` until it returns None. Memory is bounded by
     ``max_line`` and the size of one feed, and at most one descriptor is held.
+
+    Attributes:
+        max_line: longest line in bytes, its newline included; may be changed at any time.
     """
 
-    __slots__ = ("_buffer", "_fd", "_fd_fault", "_max_line", "_ready", "_searched", "_too_long")
+    __slots__ = ("_buffer", "_fd", "_fd_fault", "_ready", "_searched", "_too_long", "max_line")
 
     def __init__(self, *, max_line: int) -> None:
-        self._max_line = max_line
+        self.max_line = max_line
         self._buffer = bytearray()
         self._searched = 0  # bytes of the buffer known to hold no newline
         self._fd: int | None = None
@@ -206,7 +214,7 @@ class LineReader:
         while not self._too_long:
             end = self._buffer.find(b"\n", max(start, self._searched))
             length = (end if end >= 0 else len(self._buffer)) + 1 - start
-            if length > self._max_line:
+            if length > self.max_line:
                 self._too_long = True
                 start = len(self._buffer)
             elif end < 0:
@@ -229,7 +237,7 @@ class LineReader:
         if self._ready:
             return self._ready.popleft()
         if self._too_long:
-            raise SwiprError("too_long", f"a line is longer than {self._max_line} bytes")
+            raise SwiprError("too_long", f"a line is longer than {self.max_line} bytes")
         return None
 
     def release(self) -> list[int]:
@@ -369,6 +377,8 @@ def decode_request(line: Line, *, max_depth: int) -> Request:
         SwiprError: ``bad_request`` or ``unknown_op``, with the request's id where it has a valid
             one.
     """
+    if sum(map(line.data.count, (b"[", b"{", b","))) > MAX_MARKS:
+        raise SwiprError("bad_request", f"more than {MAX_MARKS} values in one request")
     message = decode(line.data, max_depth=max_depth)
     id = _request_id(message)
     if line.fd_fault is not None:
@@ -422,9 +432,13 @@ def _check_path(path: Any, fd: int | None, id: RequestId) -> None:
         raise SwiprError("bad_request", "the path holds a NUL character", id)
     try:
         # The inverse of what os.fsdecode does to a name that is not UTF-8.
-        path.encode("utf-8", "surrogateescape")
+        size = len(path.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:
         raise SwiprError("bad_request", "the path holds a lone surrogate", id) from None
+    if size > MAX_PATH_BYTES:
+        raise SwiprError(
+            "bad_request", f"'path' has {size} bytes, expected at most {MAX_PATH_BYTES}", id
+        )
 
 
 def _check_timeout(timeout_ms: Any, id: RequestId) -> None:

@@ -12,23 +12,26 @@ import asyncio
 import os
 import select
 import socket
+from collections.abc import Iterable
 from typing import Final
 
-from swiprctl.protocol import Line, LineReader
+from swiprctl.protocol import Line, LineReader, SwiprError
+from swiprd.userio import UserIO
 
 _CHUNK: Final = 4096
 _LINGER_CHUNK: Final = 65536
-# One descriptor is allowed; room for a few more, so that a second one is noticed.
-_ANCILLARY_SIZE: Final = socket.CMSG_SPACE(4 * array.array("i").itemsize)
+# One descriptor is allowed. There is room for all that can be sent (SCM_MAX_FD in the kernel's
+# net/scm.h): those for which there is none are closed by the kernel, and that may take its time.
+_ANCILLARY_SIZE: Final = socket.CMSG_SPACE(253 * array.array("i").itemsize)
 
 
-def receive(sock: socket.socket, reader: LineReader) -> bool:
+def receive(sock: socket.socket, reader: LineReader, unwanted: list[int]) -> bool:
     """Receive once from ``sock`` into ``reader``; False at the end of the stream.
 
     At most the rest of one line is taken. The kernel may hand out a descriptor together with
     bytes that were sent before it, or with several lines that were sent along with it; by never
     reading past a newline, a descriptor can only arrive with the line whose bytes it was sent
-    with.
+    with. Descriptors that are not wanted are added to ``unwanted``, for the caller to close.
 
     Raises:
         BlockingIOError: nothing is there, on a non-blocking socket.
@@ -38,16 +41,19 @@ def receive(sock: socket.socket, reader: LineReader) -> bool:
     if not waiting:
         return False
     size = waiting.find(b"\n") + 1 or len(waiting)
+    data, fds, lost = _receive_message(sock, size)
+    unwanted.extend(reader.feed(data, fds, fds_lost=lost))
+    return True
+
+
+def _receive_message(sock: socket.socket, size: int) -> tuple[bytes, array.array[int], bool]:
     # Not socket.recv_fds: in Python 3.11 it forgets its flags.
     data, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, payload in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-    lost = bool(flags & socket.MSG_CTRUNC)
-    for fd in reader.feed(data, fds, fds_lost=lost):
-        os.close(fd)
-    return True
+    return data, fds, bool(flags & socket.MSG_CTRUNC)
 
 
 class Channel:
@@ -58,36 +64,66 @@ class Channel:
     Args:
         sock: becomes non-blocking.
         max_line: longest line in bytes that is received.
+        io: what closes the socket, and descriptors that are not wanted; None: this thread, for
+            a peer that cannot make it wait.
+        line_timeout: seconds that the peer is given to finish a line that it has begun; None: for
+            ever.
         send_timeout: seconds that the peer is given to take a line; None: for ever.
     """
 
     def __init__(
-        self, sock: socket.socket, *, max_line: int, send_timeout: float | None = None
+        self,
+        sock: socket.socket,
+        *,
+        max_line: int,
+        io: UserIO | None = None,
+        line_timeout: float | None = None,
+        send_timeout: float | None = None,
     ) -> None:
         sock.setblocking(False)
         self._socket = sock
         self._reader = LineReader(max_line=max_line)
         self._loop = asyncio.get_running_loop()
+        self._io = io
         self._sending = asyncio.Lock()
+        self._line_timeout = line_timeout
         self._send_timeout = send_timeout
         self._readable: asyncio.Future[None] | None = None
         self._no_more = False
 
-    async def receive(self) -> Line | None:
+    async def receive(self, *, begun: bool = False) -> Line | None:
         """Return the next line; None at the end of the stream. The caller owns its descriptor.
 
+        Args:
+            begun: the line counts as begun, whether a byte of it has come or not.
+
         Raises:
-            SwiprError: ``too_long``; nothing more can be received then.
+            SwiprError: ``too_long`` or ``timeout``; nothing more can be received then.
             OSError: the connection is broken.
         """
+        deadline = None
         while (line := self._reader.next_line()) is None:
+            if self._io is not None:
+                await self._io.catch_up()
+            unwanted: list[int] = []
             try:
-                if not receive(self._socket, self._reader):
+                if not receive(self._socket, self._reader, unwanted):
                     return None
             except BlockingIOError:
                 if self._no_more:
                     return None
-                await self._wait_readable()
+                limit = self._line_timeout
+                if deadline is None and limit is not None and (begun or self.unfinished):
+                    deadline = self._loop.time() + limit
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await self._wait_readable()
+                except TimeoutError:
+                    raise SwiprError(
+                        "timeout", f"no whole request came within {limit:g} s"
+                    ) from None
+            finally:
+                self._discard(unwanted)
         return line
 
     def stop_receiving(self) -> None:
@@ -105,8 +141,12 @@ class Channel:
         self._socket.shutdown(socket.SHUT_WR)
         while True:
             try:
-                if not self._socket.recv(_LINGER_CHUNK):
+                data, fds, _ = _receive_message(self._socket, _LINGER_CHUNK)
+                self._discard(fds)
+                if not data:
                     return
+                if self._io is not None:
+                    await self._io.catch_up()
                 await asyncio.sleep(0)  # a peer that never stops must not hold up the others
             except BlockingIOError:
                 await self._wait_readable()
@@ -145,9 +185,24 @@ class Channel:
 
     def close(self) -> None:
         """Close the socket, and any descriptor that arrived and was not handed out."""
-        for fd in self._reader.release():
-            os.close(fd)
-        self._socket.close()
+        self._discard(self._reader.release())
+        if self._io is None:
+            self._socket.close()
+        else:
+            self._io.close_socket(self._socket)
+
+    def _discard(self, fds: Iterable[int]) -> None:
+        if self._io is not None:
+            self._io.close(fds)
+        else:
+            for fd in fds:
+                os.close(fd)
+
+    def reconfigure(self, *, max_line: int, line_timeout: float, send_timeout: float) -> None:
+        """Use these limits from the next line on."""
+        self._reader.max_line = max_line
+        self._line_timeout = line_timeout
+        self._send_timeout = send_timeout
 
     async def _wait_readable(self) -> None:
         self._readable = self._loop.create_future()

@@ -48,7 +48,8 @@ class Config:
         compute_timeout: seconds for one image, from the moment a worker has it.
         load_timeout: seconds for a worker to load the model and check it.
         drain_timeout: seconds that requests under way are given when the daemon stops.
-        first_line_timeout: seconds within which a client that connects must have sent a request.
+        line_timeout: seconds within which a client that connects must have sent a request, and one
+            that has begun another must have finished it.
         reply_timeout: seconds within which a client must have taken a reply.
         max_connections: clients connected at a time; one more is refused as busy.
         max_per_user: the same for the clients of one user.
@@ -77,7 +78,7 @@ class Config:
     compute_timeout: float
     load_timeout: float
     drain_timeout: float
-    first_line_timeout: float
+    line_timeout: float
     reply_timeout: float
     max_connections: int
     max_per_user: int
@@ -224,10 +225,10 @@ SETTINGS: Final = (
     Setting("load_timeout", 120.0, "S", "seconds to load the model [{:g}]", _number(1, 3600)),
     Setting("drain_timeout", 30.0, "S", "seconds to finish when stopped [{:g}]", _number(0, 3600)),
     Setting(
-        "first_line_timeout",
+        "line_timeout",
         30.0,
         "S",
-        "seconds for a client's first request [{:g}]",
+        "seconds for a client to finish a request [{:g}]",
         _number(0.1, 3600),
     ),
     Setting(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -18,6 +17,7 @@ from swiprctl import protocol
 from swiprctl.protocol import Line, Request, SwiprError
 from swiprd.channel import Channel
 from swiprd.config import Config
+from swiprd.userio import UserIO
 
 log = logging.getLogger("swiprd")
 
@@ -31,11 +31,10 @@ Answer = Callable[[Request | SwiprError], Awaitable[bytes]]
 class Connection:
     """Reads requests from ``sock`` and sends what ``answer`` makes of them."""
 
-    def __init__(self, sock: socket.socket, answer: Answer, config: Config) -> None:
-        self._channel = Channel(
-            sock, max_line=config.max_line_bytes, send_timeout=config.reply_timeout
-        )
-        self._config = config
+    def __init__(self, sock: socket.socket, answer: Answer, config: Config, io: UserIO) -> None:
+        self._channel = Channel(sock, max_line=config.max_line_bytes, io=io)
+        self._io = io
+        self.reconfigure(config)
         self._answer = answer
         self._stopped = False
         self._task: asyncio.Task[None] | None = None
@@ -54,6 +53,15 @@ class Connection:
             log.debug("a client left: %s", gone.exceptions[0])
         finally:
             self._channel.close()
+
+    def reconfigure(self, config: Config) -> None:
+        """Use ``config`` from the next request on."""
+        self._config = config
+        self._channel.reconfigure(
+            max_line=config.max_line_bytes,
+            line_timeout=config.line_timeout,
+            send_timeout=config.reply_timeout,
+        )
 
     def stop_reading(self) -> None:
         """Answer what has arrived by now, then end."""
@@ -80,7 +88,7 @@ class Connection:
         first = True
         while True:
             try:
-                line = await (self._receive_first() if first else self._channel.receive())
+                line = await self._channel.receive(begun=first)
             except SwiprError as refusal:
                 self._begin(group, refusal)
                 await asyncio.wait(self._in_flight)
@@ -93,6 +101,7 @@ class Connection:
             while len(self._in_flight) >= self._config.max_in_flight:
                 self._one_done.clear()
                 await self._one_done.wait()
+            await asyncio.sleep(0)  # who sends many lines at once takes turns with the others
         if self._channel.peer_is_gone():
             raise ConnectionResetError("it closed the connection")
         if self._channel.unfinished:
@@ -103,14 +112,6 @@ class Connection:
                     "bad_request", "the last line is cut off: expected a newline at its end"
                 )
             self._begin(group, error)
-
-    async def _receive_first(self) -> Line | None:
-        limit = self._config.first_line_timeout
-        try:
-            async with asyncio.timeout(limit):
-                return await self._channel.receive()
-        except TimeoutError:
-            raise SwiprError("timeout", f"no request came within {limit:g} s") from None
 
     async def _linger(self) -> None:
         # Closed with bytes unread, the client might never get to read the reply.
@@ -128,7 +129,7 @@ class Connection:
         task.add_done_callback(lambda done: self._end(done, request))
 
     def _end(self, task: asyncio.Task[None], request: Request | SwiprError) -> None:
-        _close_image(request)
+        self._let_go(request)
         self._in_flight.discard(task)
         self._one_done.set()
 
@@ -136,7 +137,7 @@ class Connection:
         self, request: Request | SwiprError, before: asyncio.Task[None] | None
     ) -> None:
         reply = await self._answer(request)
-        _close_image(request)  # now: a client that does not read could have thousands held open
+        self._let_go(request)  # a client that does not read could have thousands of them held
         if before is not None:
             await asyncio.wait([before])
         await self._channel.send(reply)
@@ -146,11 +147,12 @@ class Connection:
             return protocol.decode_request(line, max_depth=self._config.max_depth)
         except SwiprError as error:
             if line.fd is not None:
-                os.close(line.fd)
+                self._io.close([line.fd])
             return error
 
-
-def _close_image(request: Request | SwiprError) -> None:
-    if isinstance(request, Request) and request.fd is not None:
-        os.close(request.fd)
-        request.fd = None
+    def _let_go(self, request: Request | SwiprError) -> None:
+        if isinstance(request, Request):
+            request.path = None
+            if request.fd is not None:
+                self._io.close([request.fd])
+                request.fd = None

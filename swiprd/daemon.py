@@ -168,18 +168,18 @@ class Daemon:
                 log.exception("not reloaded")
                 return SwiprError("internal", f"the reload failed: {type(error).__name__}")
             else:
-                self._use(config)
+                await self._use(config)
                 return None
             finally:
                 self._manager.tell("READY=1")
                 asyncio.get_running_loop().call_soon(self._tell_status)  # when the lock is free
 
-    def _use(self, config: Config) -> None:
+    async def _use(self, config: Config) -> None:
         if config.socket != self._config.socket:
             log.warning("another socket is listened at only after a restart")
         set_level(config.log_level)
         self._config = config
-        self._server.reconfigure(config)
+        await self._server.reconfigure(config)
         log.info("reloaded")
 
 

@@ -19,8 +19,33 @@ EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """Errors that say that this process or the machine has run out, not that anything is amiss."""
 READS: Final = 3
 """How often a file is read that changes meanwhile."""
-KERNEL_FOLDERS: Final = ("/proc", "/sys")
-"""Where files are made up by the kernel; to read one may do something."""
+KERNEL_FILE_SYSTEMS: Final = frozenset(
+    {
+        0x9FA0,  # proc
+        0x62656572,  # sysfs
+        0x27E0EB,  # cgroup
+        0x63677270,  # cgroup2
+        0x7655821,  # resctrl
+        0x64626720,  # debugfs
+        0x74726163,  # tracefs
+        0x73636673,  # securityfs
+        0xF97CFF8C,  # selinuxfs
+        0x43415D53,  # smackfs
+        0x5A3C69F0,  # aafs, AppArmor's
+        0xCAFE4A11,  # bpf
+        0xDE5E81E4,  # efivarfs
+        0x6165676C,  # pstore
+        0x62656570,  # configfs
+        0x42494E4D,  # binfmt_misc
+        0x65735543,  # fusectl
+        0x1CD1,  # devpts
+        0x19800202,  # mqueue
+        0x67596969,  # rpc_pipefs
+        0x6E667364,  # nfsd
+    }
+)
+"""Where files are made up by the kernel, and to read one may do something: linux/magic.h, and the
+file systems' own sources for the last two."""
 
 SYS_OPENAT2: Final = 437  # asm-generic/unistd.h; the same on every machine since Linux 5.6
 AT_FDCWD: Final = -100  # linux/fcntl.h
@@ -39,7 +64,7 @@ def open_image(path: str) -> int:
 
     Raises:
         SwiprError: ``not_found``, ``permission_denied`` or ``not_a_file``; ``busy`` when the
-            daemon or the machine can open no more files.
+            daemon or the machine can open no more files, or another process holds this one.
     """
     try:
         place = _find(os.fsencode(path))
@@ -47,7 +72,7 @@ def open_image(path: str) -> int:
             found = os.fstat(place)
             if not stat.S_ISREG(found.st_mode):
                 raise SwiprError("not_a_file", f"{path}: {_wrong_kind(found)}")
-            if found.st_dev in _kernel_devices():
+            if _file_system(place) in KERNEL_FILE_SYSTEMS:
                 raise SwiprError(
                     "not_a_file", f"{path}: expected a file of bytes, got the kernel's"
                 )
@@ -62,7 +87,8 @@ def open_image(path: str) -> int:
             f"{path}: the daemon has no permission to read it; send a descriptor, as swiprctl does",
         ) from None
     except OSError as error:
-        code = "busy" if error.errno in EXHAUSTED else "not_a_file"
+        # EAGAIN: somebody holds a lease on it, who has been asked by this to give it back.
+        code = "busy" if error.errno in (*EXHAUSTED, errno.EAGAIN) else "not_a_file"
         raise SwiprError(code, f"{path}: cannot be opened: {error.strerror}") from None
     except ValueError:  # a NUL or a lone surrogate
         raise SwiprError("not_found", f"no file can have the name {path!r}") from None
@@ -77,9 +103,21 @@ def _find(path: bytes) -> int:
     if fd >= 0:
         return fd
     number = ctypes.get_errno()
-    if number == errno.ENOSYS:  # or a filter of system calls that does not know it
-        number = errno.EPERM
+    # The second is what filters of system calls answer; want of permission is EACCES.
+    if number in (errno.ENOSYS, errno.EPERM):
+        raise SwiprError(
+            "permission_denied",
+            "this daemon cannot open paths safely, for want of openat2 (Linux 5.6, let through by"
+            " filters of system calls); send a descriptor, as swiprctl does",
+        )
     raise OSError(number, os.strerror(number))
+
+
+def _file_system(fd: int) -> int:
+    found = ctypes.create_string_buffer(256)  # struct statfs, whose first long is f_type
+    if _LIBC.fstatfs(fd, found) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(ctypes.c_ulong.from_buffer(found).value) & 0xFFFFFFFF
 
 
 def _open_found(place: int) -> int:
@@ -89,10 +127,6 @@ def _open_found(place: int) -> int:
         return os.open(f"/proc/self/fd/{place}", flags)
     except FileNotFoundError:
         raise SwiprError("internal", "the daemon needs /proc to open files by path") from None
-
-
-def _kernel_devices() -> set[int]:
-    return {os.stat(folder).st_dev for folder in KERNEL_FOLDERS if os.path.ismount(folder)}
 
 
 def read_image(fd: int, *, max_bytes: int) -> bytes:

@@ -27,6 +27,11 @@ log = logging.getLogger("swiprd")
 WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "swiprd.worker")
 DESCRIPTION: Final = frozenset({"model", "labels", "engine", "precision"})
 """What a worker says of its model when it is ready."""
+LOAD_CODES: Final = frozenset({"unavailable"})
+COMPUTE_CODES: Final = frozenset(
+    {"not_a_file", "permission_denied", "too_large", "too_many_pixels", "not_an_image", "internal"}
+)
+"""What a worker may say went wrong. All else is no answer: a picture may have taken it over."""
 REAP_TIMEOUT: Final = 10.0
 """Seconds that a killed process is given to disappear."""
 
@@ -77,7 +82,7 @@ class WorkerProcess:
 
     async def load(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Send the settings and return what the worker says of its model once it is ready."""
-        reply = await self._call(protocol.encode(settings), None)
+        reply = await self._call(protocol.encode(settings), None, LOAD_CODES)
         described = reply.get("ready")
         if not isinstance(described, dict) or described.keys() != DESCRIPTION:
             raise _broken("no proper 'ready'")
@@ -86,7 +91,7 @@ class WorkerProcess:
     async def compute(self, fd: int) -> Result:
         """Return the scores of the image behind ``fd``."""
         self._last_id += 1
-        reply = await self._call(protocol.encode({"id": self._last_id}), fd)
+        reply = await self._call(protocol.encode({"id": self._last_id}), fd, COMPUTE_CODES)
         if reply.get("id") != self._last_id:
             raise _broken("it answered another request than it was asked")
         try:
@@ -94,7 +99,7 @@ class WorkerProcess:
         except SwiprError as error:
             raise _broken(error.message) from None
 
-    async def _call(self, line: bytes, fd: int | None) -> dict[str, Any]:
+    async def _call(self, line: bytes, fd: int | None, codes: frozenset[str]) -> dict[str, Any]:
         try:
             await self._channel.send(line, fd)
             reply = await self._channel.receive()
@@ -110,8 +115,8 @@ class WorkerProcess:
         try:
             return protocol.decode_reply(reply.data, max_depth=protocol.MAX_DEPTH)
         except SwiprError as error:
-            if error.code in protocol.CLIENT_CODES:
-                raise _broken(error.message) from None
+            if error.code not in codes:
+                raise _broken(f"{error.code}: {error.message}") from None
             raise
 
     def memory(self) -> int:

@@ -12,7 +12,6 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -21,9 +20,10 @@ from swiprctl import protocol
 from swiprctl.protocol import Request, SwiprError
 from swiprd.config import Config
 from swiprd.connection import Connection
-from swiprd.files import EXHAUSTED, open_image
+from swiprd.files import EXHAUSTED
 from swiprd.listen import OwnSocket
 from swiprd.supervisor import Supervisor
+from swiprd.userio import UserIO
 
 log = logging.getLogger("swiprd")
 
@@ -32,12 +32,11 @@ ACCEPT_PAUSE: Final = 1.0
 """Seconds without accepting after the machine ran out of descriptors or memory."""
 MAX_REFUSED: Final = 64
 """Clients who are told at a time that they are one too many; to more than that nothing is said."""
-RETRY_CONNECTING: Final = 1000
-"""Milliseconds after which one client too many may have better luck."""
-SPARE_DESCRIPTORS: Final = 128
-"""What a front needs beside its clients and their pictures: listeners, workers, standard ones."""
-OPENER_THREADS: Final = 4
-"""Files that are opened by path at a time; a file system may hang, the event loop must not."""
+RETRY_AFTER: Final = 1000
+"""Milliseconds after which whoever found no room may try again, where nothing better is known."""
+SPARE_DESCRIPTORS: Final = 512
+"""What a front needs beside its clients and their pictures: 253 may come in one message, and there
+are listeners, workers, standard ones."""
 FAREWELL: Final = 1.0
 """Seconds to send what is left to be said once the drain's time is over."""
 
@@ -82,10 +81,10 @@ class Server:
         self._connections: set[Connection] = set()
         self._refused: set[Connection] = set()
         self._of_user: Counter[int] = Counter()
+        self._user_io: dict[int, UserIO] = {}  # of each user
         self._all_gone = asyncio.Event()
         self._stopping = asyncio.Event()
         self._idle_timer: asyncio.TimerHandle | None = None
-        self._openers = ThreadPoolExecutor(OPENER_THREADS, thread_name_prefix="open")
         self._started = time.monotonic()
         self._replies: Counter[str] = Counter()
 
@@ -106,17 +105,21 @@ class Server:
             # Whoever still has a connection open now does not read what it is sent.
             for connection in self._connections | self._refused:
                 connection.abandon()
-        self._openers.shutdown(wait=False, cancel_futures=True)
+        for io in self._user_io.values():
+            io.end()
 
     def stop(self) -> None:
         """Accept no more clients, answer what has been asked, and let ``run`` return."""
         self._stopping.set()
 
-    def reconfigure(self, config: Config) -> None:
-        """Use ``config`` from now on."""
+    async def reconfigure(self, config: Config) -> None:
+        """Use ``config`` from now on, for those who are connected, too."""
+        # In a thread: where users come from may be slow to answer.
+        self._admins = await asyncio.to_thread(_admins, config)
         self._config = config
-        self._admins = _admins(config)
         _allow_descriptors(config)
+        for connection in self._connections:
+            connection.reconfigure(config)
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         self._note_gone()
@@ -173,10 +176,11 @@ class Server:
             peer = _peer_of(sock)
             log.debug("a client came: user %d, process %d", peer.uid, peer.pid)
             refusal = self._refusal(peer)
+            io = self._io_of(peer)
             if refusal is not None and len(self._refused) >= MAX_REFUSED:
-                sock.close()
+                io.close_socket(sock)
                 continue
-            connection = Connection(sock, partial(self._answer, peer), self._config)
+            connection = Connection(sock, partial(self._answer, peer), self._config, io)
             if refusal is None:
                 self._connections.add(connection)
                 self._of_user[peer.uid] += 1
@@ -195,9 +199,17 @@ class Server:
             words = f"user {peer.uid} has {config.max_per_user} connections already"
         else:
             return None
-        error = SwiprError("busy", f"{words}; close one or try again in a moment")
-        error.retry_after_ms = RETRY_CONNECTING
-        return error
+        return SwiprError("busy", f"{words}; close one or try again in a moment")
+
+    def _io_of(self, peer: Peer) -> UserIO:
+        for uid, io in list(self._user_io.items()):
+            # While something hangs it is kept: who comes back finds the threads that are left.
+            if uid != peer.uid and not self._of_user[uid] and not io.pending:
+                io.end()
+                del self._user_io[uid]
+        if peer.uid not in self._user_io:
+            self._user_io[peer.uid] = UserIO()
+        return self._user_io[peer.uid]
 
     def _pause_accepting(self, listener: socket.socket) -> None:
         # The client stays in the backlog, where the listener would report it again and again.
@@ -263,13 +275,15 @@ class Server:
             log.exception("cannot answer a request")
             failure = SwiprError("internal", f"the daemon failed: {type(error).__name__}")
         failure.id = request.id
+        if failure.code == "busy" and failure.retry_after_ms is None:
+            failure.retry_after_ms = RETRY_AFTER
         self._replies[failure.code] += 1
         return protocol.encode_error(failure)
 
     async def _perform(self, request: Request, peer: Peer) -> bytes:
         match request.op:
             case "compute":
-                return await self._compute_in_time(request)
+                return await self._compute_in_time(request, self._io_of(peer))
             case "ping":
                 return protocol.encode({"id": request.id, "pong": True})
             case "hello":
@@ -291,41 +305,28 @@ class Server:
             )
         log.info("user %d, process %d, asks for a reload", peer.uid, peer.pid)
 
-    async def _compute_in_time(self, request: Request) -> bytes:
+    async def _compute_in_time(self, request: Request, io: UserIO) -> bytes:
         if request.timeout_ms is None:
-            return await self._compute(request)
+            return await self._compute(request, io)
         try:
             async with asyncio.timeout(request.timeout_ms / 1000):
-                return await self._compute(request)
+                return await self._compute(request, io)
         except TimeoutError:
             raise SwiprError(
                 "timeout", f"the image was not scored within timeout_ms, {request.timeout_ms}"
             ) from None
 
-    async def _compute(self, request: Request) -> bytes:
+    async def _compute(self, request: Request, io: UserIO) -> bytes:
         if request.fd is not None:
             result = await self._supervisor.compute(request.fd)
             return protocol.encode_result(request.id, result)
         assert request.path is not None
-        fd = await self._open(request.path)
+        fd = await io.open(request.path, self._config.compute_timeout)
         try:
             result = await self._supervisor.compute(fd)
         finally:
-            os.close(fd)
+            io.close([fd])
         return protocol.encode_result(request.id, result)
-
-    async def _open(self, path: str) -> int:
-        opening = self._openers.submit(open_image, path)
-        limit = self._config.compute_timeout
-        try:
-            async with asyncio.timeout(limit):
-                return await asyncio.wrap_future(opening)
-        except TimeoutError:
-            opening.add_done_callback(_close_opened)
-            raise SwiprError("timeout", f"{path} could not be opened within {limit:g} s") from None
-        except asyncio.CancelledError:
-            opening.add_done_callback(_close_opened)
-            raise
 
     def _hello(self) -> dict[str, Any]:
         config = self._config
@@ -343,6 +344,9 @@ class Server:
                 "queue": config.max_queue,
                 "file_bytes": config.max_bytes,
                 "pixels": config.max_pixels,
+                "line_seconds": config.line_timeout,
+                "reply_seconds": config.reply_timeout,
+                "compute_seconds": config.compute_timeout,
             },
             "model": self._supervisor.status()["model"],
         }
@@ -365,7 +369,6 @@ def _peer_of(sock: socket.socket) -> Peer:
 
 
 def _admins(config: Config) -> frozenset[int]:
-    # Not looked up at each request: where users come from may be slow to answer.
     admins = {0, os.geteuid()}
     for name in filter(None, config.admin_users.split(",")):
         try:
@@ -385,8 +388,3 @@ def _allow_descriptors(config: Config) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < needed:
         log.warning("%d open files are allowed, %d may be needed: raise the limit", hard, needed)
-
-
-def _close_opened(opening: Future[int]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        os.close(opening.result())

@@ -135,19 +135,22 @@ class Supervisor:
     def recycle(self, slot: _Slot) -> None:
         """Put a new worker in the place of the one of ``slot`` as soon as it is ready."""
         assert self._group is not None, "run() is not running"
-        self._group.create_task(self._recycle(slot))
+        if not self._is_ending:
+            self._group.create_task(self._recycle(slot))
 
     async def _recycle(self, slot: _Slot) -> None:
+        if self._is_ending:  # since then; nobody would end what is started now
+            return
         successor = _Slot(self, self.config)
         task = self._start(successor)
         reason = await successor.settled
-        if reason is None and slot in self._slots:
+        if reason is None and slot in self._slots and not self._is_ending:
             self._slots[self._slots.index(slot)] = successor
             self._retire(slot)
             successor.admit()
             return
         task.cancel()
-        if reason is not None:
+        if reason is not None and not self._is_ending:
             log.warning("the worker that has grown goes on: no other can start: %s", reason)
         slot.stay()
 

@@ -78,7 +78,10 @@ class _Link:
     def receive(self) -> Line | None:
         while (line := self._reader.next_line()) is None:
             try:
-                if not receive(self._socket, self._reader):
+                unwanted: list[int] = []
+                goes_on = receive(self._socket, self._reader, unwanted)
+                assert not unwanted, "the front sends one descriptor with each request"
+                if not goes_on:
                     return None
             except ConnectionResetError:  # it went without reading all that it was sent
                 return None

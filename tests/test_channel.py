@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swiprctl.protocol import MAX_LINE, Line, LineReader, SwiprError
-from swiprd.channel import Channel, receive
+from swiprd.channel import Channel
+from swiprd.channel import receive as receive_once
 from tests.tasks import descriptors, run, until
 
 MORE = "more than one descriptor came with the request, expected at most one"
@@ -61,6 +62,16 @@ def take(line: Line) -> Got:
     found = inode(line.fd)
     os.close(line.fd)
     return Got(line.data, found, line.fd_fault.message if line.fd_fault else None)
+
+
+def receive(sock: socket.socket, reader: LineReader) -> bool:
+    """Receive once, and close what is not wanted."""
+    unwanted: list[int] = []
+    try:
+        return receive_once(sock, reader, unwanted)
+    finally:
+        for fd in unwanted:
+            os.close(fd)
 
 
 def receive_all(sock: socket.socket, reader: LineReader | None = None) -> list[Got]:
@@ -287,7 +298,7 @@ lines = []
 for number in range(3):
     if number == 2:
         os.close(held.pop())
-    assert receive(ours, reader)
+    assert receive(ours, reader, [])
     line = reader.next_line()
     lines.append([line.data.decode(), line.fd is not None, line.fd_fault and line.fd_fault.code])
 print(json.dumps(lines))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
+import signal
 import socket
 import stat
 import subprocess
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 
 from swiprctl import SwiprError
 from swiprd.files import open_image, read_image
+from tests.filter import filtered
 from tests.tasks import PATIENCE, unprivileged
 
 LIMIT = 1000
@@ -203,6 +206,34 @@ def test_a_pipe_that_nobody_writes_to_is_refused_at_once(folder: Path) -> None:
     assert results == [("not_a_file", f"{path}: expected a regular file, got a pipe")]
 
 
+def test_a_file_that_another_process_holds_is_busy(picture: Path) -> None:
+    """A write lease, as Samba takes: its holder is asked to give it back, and nobody waits."""
+    with picture.open("r+b") as file:
+        held = signal.signal(signal.SIGIO, signal.SIG_IGN)
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        try:
+            code, message = refusal(lambda: open_image(str(picture)))
+        finally:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            signal.signal(signal.SIGIO, held)
+    assert (code, message.startswith(f"{picture}: ")) == ("busy", True)
+    assert read(picture) == CONTENT
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.EPERM], ids=["old", "container"])
+def test_without_a_safe_way_to_open_paths_none_is_opened(error: int, picture: Path) -> None:
+    """The message says what is missing, and what works all the same."""
+    program = (
+        "import sys; from swiprd.files import open_image; from swiprctl import SwiprError\n"
+        "try: open_image(sys.argv[1])\n"
+        "except SwiprError as error: print(error.code, error)"
+    )
+    command = filtered(437, error, sys.executable, "-P", "-c", program, str(picture))
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    assert done.stdout.startswith("permission_denied this daemon cannot open paths safely")
+    assert "send a descriptor" in done.stdout
+
+
 def test_who_waits_for_a_reader_of_a_pipe_waits_on(folder: Path) -> None:
     """The daemon is none: a writer that it woke would die of SIGPIPE."""
     path = folder / "pipe"
@@ -260,7 +291,15 @@ def test_what_has_no_kind_is_no_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/proc/version", "/proc/self/mem", "/proc/self/maps", "/sys/kernel/uevent_seqnum"]
+    "path",
+    [
+        "/proc/version",
+        "/proc/self/mem",
+        "/proc/self/maps",
+        "/sys/kernel/uevent_seqnum",
+        *map(str, Path("/sys/fs/cgroup").glob("*/cgroup.procs")),
+        *map(str, Path("/sys/fs/cgroup").glob("cgroup.procs")),
+    ],
 )
 def test_a_file_that_the_kernel_makes_up_is_no_file(path: str) -> None:
     """To read one may do something, and what it gives may have no end; it is not even opened."""

@@ -98,16 +98,16 @@ def test_one_user_cannot_take_all_connections(start_daemon: StartDaemon, folder:
 
 @pytest.mark.parametrize("sent", [b"", b'{"op":'])
 def test_a_client_that_asks_nothing_is_sent_away(start_daemon: StartDaemon, sent: bytes) -> None:
-    """After first_line_timeout it hears why; who has asked once may wait as long as it likes."""
-    daemon = start_daemon("--first-line-timeout", "0.5")
+    """After line_timeout it hears why; who has asked once may wait as long as it likes."""
+    daemon = start_daemon("--line-timeout", "0.5")
+    began = time.monotonic()
     with daemon.connect() as asked, daemon.connect() as silent:
         assert ask(asked, op="ping")["pong"]
         silent.sendall(sent)
-        began = time.monotonic()
         error = refusal(silent)
         assert error["code"] == "timeout"
-        assert "no request came within 0.5 s" in error["message"]
-        assert 0.3 < time.monotonic() - began < 5
+        assert error["message"] == "no whole request came within 0.5 s"
+        assert 0.5 <= time.monotonic() - began < 5
         assert ask(asked, op="ping")["pong"]
 
 
@@ -120,7 +120,6 @@ def test_a_client_that_takes_no_reply_is_left(start_daemon: StartDaemon) -> None
         with contextlib.suppress(BlockingIOError):
             while True:
                 greedy.send(b'{"op":"status"}\n' * 100)
-        assert client.status()["connections"] == 2
         wait_until(lambda: client.status()["connections"] == 1, "it to be left", 10)
 
 
@@ -144,8 +143,16 @@ def test_pictures_of_those_who_do_not_read_are_not_held_open(start_daemon: Start
             while True:  # until no reply is taken any more, and so no request either
                 socket.send_fds(greedy, [b"{}\n"], [picture.fileno()])
         wait_until(lambda: daemon.status()["queued"] == 0, "nothing that waits")
-        held = [os.readlink(link) for link in Path(f"/proc/{daemon.pid}/fd").iterdir()]
-        assert held.count(str(CHELSEA)) <= 1  # of the request that is read next
+        # One may be left, of the request that is read next.
+        wait_until(lambda: open_pictures(daemon) <= 1, "the pictures to be closed", 10)
+
+
+def open_pictures(daemon: Daemon) -> int:
+    found = 0
+    for link in Path(f"/proc/{daemon.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found += os.readlink(link) == str(CHELSEA)
+    return found
 
 
 def test_the_limit_on_open_files_is_raised_as_far_as_clients_need(
@@ -153,15 +160,15 @@ def test_the_limit_on_open_files_is_raised_as_far_as_clients_need(
 ) -> None:
     """Where it cannot be, the log says so."""
     program = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
-    for hard, allowed in ((2000, 1320), (500, 500)):
+    for hard, allowed in ((2000, 1704), (500, 500)):
         limit = f"import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (300, {hard}));"
         words = ["--socket", "SOCKET", "--max-connections", "500"]
         command = [sys.executable, "-c", limit + program, *SWIPRD, *words]
         daemon = start_daemon(command=command)
         limits = Path(f"/proc/{daemon.pid}/limits").read_text()
         assert re.search(rf"Max open files +{allowed} +{hard} ", limits), limits
-        said = f"{hard} open files are allowed, 1320 may be needed: raise the limit"
-        assert (said in daemon.log()) == (allowed < 1320)
+        said = f"{hard} open files are allowed, 1704 may be needed: raise the limit"
+        assert (said in daemon.log()) == (allowed < 1704)
 
 
 # --- lines ---------------------------------------------------------------------------------------
@@ -271,6 +278,31 @@ def test_hello_tells_the_limits(start_daemon: StartDaemon) -> None:
     with daemon.connect() as connection:
         limits = ask(connection, op="hello")["hello"]["limits"]
     assert (limits["connections"], limits["in_flight"], limits["depth"]) == (5, 6, 7)
+    assert (limits["line_seconds"], limits["reply_seconds"], limits["compute_seconds"]) == (
+        30,
+        30,
+        10,
+    )
+
+
+def test_new_limits_hold_for_those_who_are_connected(
+    start_daemon: StartDaemon, folder: Path
+) -> None:
+    """After a reload hello tells the truth on an old connection, too."""
+    settings = folder / "settings"
+    settings.write_text("max_line_bytes = 1024")
+    daemon = start_daemon("--config", str(settings))
+    daemon.wait_ready()
+    with daemon.connect() as connection:
+        assert ask(connection, op="hello")["hello"]["limits"]["line_bytes"] == 1024
+        settings.write_text("max_line_bytes = 8192\nmax_depth = 3")
+        assert "status" in ask(connection, op="reload")
+        assert ask(connection, op="hello")["hello"]["limits"]["line_bytes"] == 8192
+        connection.sendall(padded(8192))
+        assert json.loads(read_lines(connection, 1)[0])["pong"]
+        assert "error" in ask(connection, op="ping", x=[[[1]]])
+        connection.sendall(padded(8193))
+        assert refusal(connection)["code"] == "too_long"
 
 
 def test_the_client_passes_its_time_on(start_daemon: StartDaemon) -> None:

@@ -25,6 +25,7 @@ from swiprctl import protocol
 from swiprd.config import DEFAULT_BUNDLE
 from swiprd.process import WORKER_COMMAND
 from tests.daemon import CHELSEA, read_lines, wait_until
+from tests.filter import filtered
 
 ROOT = str(Path(__file__).parent.parent)
 SETTINGS = {
@@ -628,26 +629,6 @@ def test_no_limit_is_set_beyond_what_is_allowed() -> None:
 
 # --- kernels that refuse -------------------------------------------------------------------------
 
-FILTERED = """
-import ctypes, os, struct, sys
-
-def step(code, value, jump=0):
-    return struct.pack("HBBI", code, 0, jump, value)
-
-number, error = map(int, sys.argv[1:3])
-steps = step(0x20, 0) + step(0x15, number, 1) + step(6, 0x50000 | error) + step(6, 0x7FFF0000)
-buffer = ctypes.create_string_buffer(steps)
-program = struct.pack("HP", 4, ctypes.addressof(buffer))
-libc = ctypes.CDLL(None)
-assert libc.prctl(38, 1, 0, 0, 0) == libc.prctl(22, 2, program, 0, 0) == 0
-os.execv(sys.argv[3], sys.argv[3:])
-"""
-"""Has the kernel answer a system call with an error, by seccomp(2), and runs the other words."""
-
-
-def filtered(call: int, error: int) -> list[str]:
-    return [sys.executable, "-c", FILTERED, str(call), str(error), *WORKER_COMMAND]
-
 
 @pytest.mark.parametrize(
     "error",
@@ -656,7 +637,7 @@ def filtered(call: int, error: int) -> list[str]:
 )
 def test_where_there_is_no_landlock_the_log_says_so(error: int, folder: Path) -> None:
     """And the worker goes on: here to a bundle that is not there."""
-    with start(filtered(444, error)) as worker:
+    with start(filtered(444, error, *WORKER_COMMAND)) as worker:
         reply = worker.load(model=str(folder / "none"))
         assert reply["error"]["message"].startswith("cannot read the bundle")
         assert worker.log() == (
@@ -678,7 +659,7 @@ def test_a_worker_that_cannot_be_confined_does_not_serve(call: int, name: str) -
             pytest.skip("knows the number of the system call on x86-64 only")
     else:
         needs_landlock(1)
-    with start(filtered(call, errno.EPERM)) as worker:
+    with start(filtered(call, errno.EPERM, *WORKER_COMMAND)) as worker:
         reply = worker.load()
         assert reply["error"]["code"] == "unavailable"
         assert reply["error"]["message"] == (

@@ -29,8 +29,8 @@ def test_tests_that_are_named_are_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "claim", re.findall(r"^- (\*\*.*?)(?=^- |^$)", DOCUMENT, re.MULTILINE | re.DOTALL)
+    "claim", re.findall(r"^- (.*?)(?=^- |^$)", DOCUMENT, re.MULTILINE | re.DOTALL)
 )
-def test_every_claim_of_what_an_attacker_gets_names_a_test(claim: str) -> None:
+def test_every_claim_in_a_list_names_a_test(claim: str) -> None:
     """None is only words."""
     assert "`test_" in claim

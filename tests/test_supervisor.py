@@ -34,7 +34,7 @@ reader = LineReader(max_line=65536)
 def lines():
     while True:
         while (line := reader.next_line()) is None:
-            if not receive(link, reader):
+            if not receive(link, reader, []):
                 sys.exit()
         yield line
 
@@ -353,6 +353,11 @@ def test_a_picture_that_hangs_gets_timeout_alone(folder: Path) -> None:
         'raw {"id":1,"scores":[0.5],"labels":["a","b"],' + REST,
         'raw {"id":1,"scores":[NaN],"labels":["a"],' + REST,
         'raw {"id":1,"error":{}}\\n',
+        *(
+            f'raw {{"id":1,"error":{{"code":"{code}",'
+            + '"number":-1,"message":"m","retryable":false}}\\n'
+            for code in ("ok", "busy", "timeout", "reload_failed", "not_found")
+        ),
         'raw {"id":1,"error":{"code":"busy"},"scores":[1],"labels":["a"],' + REST,
         "id 1",
         "id -1",
@@ -625,6 +630,33 @@ def test_a_worker_that_has_grown_is_replaced(folder: Path) -> None:
         assert bench.noted("starts") == [str(int(float(pid))) for pid in (old, new)]
 
     within(folder, test, recycle_mib=48)
+
+
+def test_the_end_does_not_wait_for_the_successor_of_a_worker_that_has_grown(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It comes before the successor is started, or while it loads; nothing is logged."""
+
+    async def test(bench: Bench) -> None:
+        assert await bench.outcome("grow 40")
+        await until(lambda: len(bench.noted("starts")) == 2, "a successor that hangs")
+
+    within(folder, test, "ready hang", recycle_mib=16)
+
+    async def main() -> None:
+        async with bench(folder / "again", recycle_mib=16) as second:
+            supervisor, recycle = second.supervisor, second.supervisor.recycle
+
+            def stop_and_recycle(slot: Any) -> None:
+                supervisor.stop()
+                recycle(slot)
+
+            supervisor.recycle = stop_and_recycle  # type: ignore[method-assign]
+            assert await second.outcome("grow 40")
+
+    (folder / "again").mkdir()
+    run(main())
+    assert "goes on" not in caplog.text
 
 
 def test_a_worker_that_has_grown_goes_on_when_no_other_can_start(

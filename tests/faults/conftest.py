@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+
+
+@dataclasses.dataclass
+class Attempt:
+    """Faults that are made together; ``count`` may be found out on the way."""
+
+    count: int
 
 
 @dataclasses.dataclass
@@ -31,10 +39,17 @@ class Trial:
         """Return how many to try."""
         return long if self.soak else short
 
-    def passed(self, number: int = 1) -> None:
-        """Take note of so many faults that were tried and survived."""
-        self.tried += number
-        self.survived += number
+    @contextlib.contextmanager
+    def attempt(self, count: int = 1) -> Iterator[Attempt]:
+        """Count what the block tries as tried, and when it comes to a good end as survived."""
+        attempt = Attempt(count)
+        try:
+            yield attempt
+        except BaseException:
+            self.tried += attempt.count
+            raise
+        self.tried += attempt.count
+        self.survived += attempt.count
 
 
 TRIALS = pytest.StashKey[list[str]]()

@@ -36,6 +36,7 @@ def test_a_front_without_descriptors(start_daemon: StartDaemon, trial: Trial) ->
     before = daemon.descriptors_at_rest()
     _, most = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
     for _ in range(trial.count(short=5, long=50)):
+        trial.tried += 1
         with daemon.connect() as served:
             assert ask(served, b'{"op":"ping"}\n') == "pong"
             resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (daemon.descriptors(), most))
@@ -52,7 +53,7 @@ def test_a_front_without_descriptors(start_daemon: StartDaemon, trial: Trial) ->
                 resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (1024, most))
                 assert [reply_of(sock) for sock in waiting] == ["pong"] * len(waiting)
                 assert ask(served, b'{"path":"%s"}\n' % os.fsencode(CHELSEA)) == "scores"
-        trial.passed()
+        trial.survived += 1
     wait_until(lambda: daemon.descriptors_at_rest() == before, "all descriptors back")
 
 
@@ -60,6 +61,7 @@ def test_a_worker_that_cannot_be_started_for_want_of_descriptors(
     start_daemon: StartDaemon, trial: Trial
 ) -> None:
     """The front says unavailable, and why; when there are some again it serves."""
+    trial.tried += 1
     daemon = start_daemon()
     daemon.wait_ready()
     _, most = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
@@ -72,7 +74,7 @@ def test_a_worker_that_cannot_be_started_for_want_of_descriptors(
         assert "Too many open files" in str(client.status()["reason"])
         resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (1024, most))
         wait_until(lambda: scored(daemon), "a worker")
-    trial.passed()
+    trial.survived += 1
 
 
 def ask(sock: socket.socket, line: bytes) -> str:
@@ -127,6 +129,7 @@ def test_a_cache_on_a_full_disk(
     full_disk: Path, folder: Path, start_daemon: StartDaemon, trial: Trial
 ) -> None:
     """A form that does not fit is an error that names it, and leaves nothing; the daemon serves."""
+    trial.tried += 1
     library = folder / "library"
     library.write_bytes(os.urandom(100_000))
     forms = FormCache(str(full_disk), this_host())
@@ -141,11 +144,12 @@ def test_a_cache_on_a_full_disk(
     daemon = start_daemon("--cache-dir", str(full_disk))
     assert scored(daemon)
     assert daemon.status()["engine"] == "eager"
-    trial.passed()
+    trial.survived += 1
 
 
 def test_a_cache_that_is_not_ours(folder: Path, start_daemon: StartDaemon, trial: Trial) -> None:
     """Compiling says that it may not write there; the daemon serves without it."""
+    trial.tried += 1
     cache = folder / "cache"
     cache.mkdir()
     powerless: tuple[str, ...] = ()
@@ -162,7 +166,7 @@ def test_a_cache_that_is_not_ours(folder: Path, start_daemon: StartDaemon, trial
     swiprd = [*powerless, sys.executable, "-P", "-m", "swiprd", "--socket", "SOCKET"]
     daemon = start_daemon(command=[*swiprd, "--cache-dir", str(cache)])
     assert scored(daemon)
-    trial.passed()
+    trial.survived += 1
 
 
 # --- the bundle ----------------------------------------------------------------------------------
@@ -181,6 +185,7 @@ def test_a_bundle_that_goes_while_it_is_served(
     how: str, bundle: Path, start_daemon: StartDaemon, trial: Trial
 ) -> None:
     """The worker has it whole; the next one says why it cannot, and serves once it is back."""
+    trial.tried += 1
     daemon = start_daemon("--model", str(bundle))
     daemon.wait_ready()
     answer = answer_of(daemon)
@@ -200,11 +205,12 @@ def test_a_bundle_that_goes_while_it_is_served(
     bundle.write_bytes(data)
     wait_until(lambda: scored(daemon), "a worker")
     assert answer_of(daemon) == answer
-    trial.passed()
+    trial.survived += 1
 
 
 def test_a_bundle_that_is_replaced(bundle: Path, start_daemon: StartDaemon, trial: Trial) -> None:
     """Every reply names the model that gave its scores, the old one until it is reloaded."""
+    trial.tried += 1
     daemon = start_daemon("--model", str(bundle))
     daemon.wait_ready()
     _, old = answer_of(daemon)
@@ -217,7 +223,7 @@ def test_a_bundle_that_is_replaced(bundle: Path, start_daemon: StartDaemon, tria
     labels, new = answer_of(daemon)
     assert labels == ("OTHER", "ANIMAL")
     assert new == read_bundle(str(bundle)).digest != old
-    trial.passed()
+    trial.survived += 1
 
 
 def answer_of(daemon: Daemon) -> tuple[tuple[str, ...], str]:

@@ -29,10 +29,10 @@ def test_workers_that_are_killed_at_random(start_daemon: StartDaemon, trial: Tri
         for _ in range(kills):
             daemon.wait_ready()
             time.sleep(chance.uniform(0, WITHIN))
-            kill_one(daemon, chance)
-            asked = crowd.asked()
-            wait_until(lambda at=asked: crowd.asked() > at, "an answer")  # type: ignore[misc]
-            trial.passed()
+            with trial.attempt():
+                kill_one(daemon, chance)
+                asked = crowd.asked()
+                wait_until(lambda at=asked: crowd.asked() > at, "an answer")  # type: ignore[misc]
     trial.notes.update(crowd.outcomes)
     trial.words.append(f"of {crowd.asked():,} requests")
     assert set(crowd.outcomes) <= {"right", "worker_died"}, crowd.outcomes
