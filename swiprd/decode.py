@@ -75,7 +75,9 @@ def decode(data: bytes, rules: Preprocessing, *, max_pixels: int) -> Image.Image
     except SwiprError:
         raise
     except MemoryError:
-        raise SwiprError("internal", "there is not enough memory to decode the picture") from None
+        raise SwiprError(
+            "internal", "there is not enough memory to decode the picture; see max_worker_mib"
+        ) from None
     except UnidentifiedImageError:
         raise SwiprError(
             "not_an_image", f"expected a picture in one of {', '.join(rules.formats)}"

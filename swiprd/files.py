@@ -74,7 +74,8 @@ def open_image(path: str) -> int:
                 raise SwiprError("not_a_file", f"{path}: {_wrong_kind(found)}")
             if _file_system(place) in KERNEL_FILE_SYSTEMS:
                 raise SwiprError(
-                    "not_a_file", f"{path}: expected a file of bytes, got the kernel's"
+                    "not_a_file",
+                    f"{path}: expected a file on a disk, got one that the kernel makes up",
                 )
             return _open_found(place)
         finally:
@@ -89,6 +90,10 @@ def open_image(path: str) -> int:
     except OSError as error:
         # EAGAIN: somebody holds a lease on it, who has been asked by this to give it back.
         code = "busy" if error.errno in (*EXHAUSTED, errno.EAGAIN) else "not_a_file"
+        if error.errno == errno.ELOOP:
+            raise SwiprError(
+                code, f"{path}: links lead in a circle, or to what a process holds (/proc/…/fd)"
+            ) from None
         raise SwiprError(code, f"{path}: cannot be opened: {error.strerror}") from None
     except ValueError:  # a NUL or a lone surrogate
         raise SwiprError("not_found", f"no file can have the name {path!r}") from None
@@ -168,8 +173,10 @@ def _read(fd: int, size: int) -> bytes:
         try:
             part = os.pread(fd, size - offset, offset)
         except OSError as error:
-            code = "permission_denied" if error.errno == errno.EBADF else "not_an_image"
-            raise SwiprError(code, f"the file cannot be read: {error.strerror}") from None
+            if error.errno == errno.EBADF:
+                told = "the descriptor is not open for reading"
+                raise SwiprError("permission_denied", told) from None
+            raise SwiprError("not_an_image", f"the file cannot be read: {error.strerror}") from None
         if not part:
             break
         parts.append(part)

@@ -30,6 +30,10 @@ log = logging.getLogger("swiprd")
 ACCEPT_BATCH: Final = 64
 ACCEPT_PAUSE: Final = 1.0
 """Seconds without accepting after the machine ran out of descriptors or memory."""
+RESERVED: Final = 4
+"""Places beyond ``max_connections`` for those who may reload."""
+COMPLAINT_PAUSE: Final = 60.0
+"""Seconds between two lines in the log about clients who are refused."""
 MAX_REFUSED: Final = 64
 """Clients who are told at a time that they are one too many; to more than that nothing is said."""
 RETRY_AFTER: Final = 1000
@@ -86,6 +90,7 @@ class Server:
         self._stopping = asyncio.Event()
         self._idle_timer: asyncio.TimerHandle | None = None
         self._started = time.monotonic()
+        self._next_complaint = self._started
         self._replies: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -193,13 +198,23 @@ class Server:
     def _refusal(self, peer: Peer) -> SwiprError | None:
         """Return why this client is one too many; None: it is not."""
         config = self._config
-        if len(self._connections) >= config.max_connections:
-            words = f"{config.max_connections} clients are connected already"
+        places = config.max_connections
+        if peer.uid in self._admins:
+            places += RESERVED  # to see what is going on, and to change the limits
+        if len(self._connections) >= places:
+            words = f"{places} clients are connected, and no more may be (max_connections)"
         elif self._of_user[peer.uid] >= config.max_per_user:
-            words = f"user {peer.uid} has {config.max_per_user} connections already"
+            words = (
+                f"user {peer.uid} has {config.max_per_user} connections, and may have no more"
+                " (max_per_user)"
+            )
         else:
             return None
-        return SwiprError("busy", f"{words}; close one or try again in a moment")
+        now = time.monotonic()
+        if now >= self._next_complaint:
+            self._next_complaint = now + COMPLAINT_PAUSE
+            log.warning("a client of user %d is refused: %s", peer.uid, words)
+        return SwiprError("busy", f"{words}; try again in a moment")
 
     def _io_of(self, peer: Peer) -> UserIO:
         for uid, io in list(self._user_io.items()):
@@ -387,4 +402,8 @@ def _allow_descriptors(config: Config) -> None:
     if allowed > soft != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < needed:
-        log.warning("%d open files are allowed, %d may be needed: raise the limit", hard, needed)
+        log.warning(
+            "%d open files are allowed, %d may be needed: raise LimitNOFILE= or ulimit -n",
+            hard,
+            needed,
+        )

@@ -208,7 +208,9 @@ class Supervisor:
             raise _unavailable(self._failure())
         if len(self.queue) >= self.config.max_queue:
             busy = SwiprError(
-                "busy", f"{len(self.queue)} images are waiting already; try again in a moment"
+                "busy",
+                f"{len(self.queue)} waiting, and no more images may be (max_queue);"
+                " try again in a moment",
             )
             busy.retry_after_ms = round(1000 * self.pace * len(self.queue) / self.config.workers)
             raise busy

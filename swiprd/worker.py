@@ -122,7 +122,10 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
         ) from None
     except Exception as error:
         log.exception("cannot load the model")
-        raise SwiprError("unavailable", f"the worker failed: {error!r}") from None
+        # A library that cannot be mapped is an ImportError.
+        wants_memory = settings["max_memory"] and isinstance(error, (ImportError, MemoryError))
+        hint = "; is max_worker_mib large enough?" if wants_memory else ""
+        raise SwiprError("unavailable", f"the worker failed: {error!r}{hint}") from None
     return model, settings["max_bytes"]
 
 
@@ -143,6 +146,8 @@ def _answer(line: Line, model: Model, max_bytes: int) -> bytes:
     try:
         scores = model.compute(read_image(fd, max_bytes=max_bytes))
     except SwiprError as error:
+        if error.code == "internal":
+            log.error("a picture is not scored: %s", error)
         error.id = id
         return protocol.encode_error(error)
     except Exception as error:

@@ -415,7 +415,9 @@ def test_values_without_a_black_or_white_are_no_picture() -> None:
 def test_a_picture_for_which_there_is_no_memory_is_refused_with_a_reason() -> None:
     """It says nothing about the picture, so it is not called unreadable."""
     _, _, result = cost(png(50_000, 50_000), max_pixels=2**32, memory=2**29)
-    assert result == "internal: there is not enough memory to decode the picture"
+    assert (
+        result == "internal: there is not enough memory to decode the picture; see max_worker_mib"
+    )
 
 
 @pytest.mark.parametrize("format", IMAGE_FORMATS)

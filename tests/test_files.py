@@ -132,7 +132,7 @@ def test_a_link_is_followed_but_not_in_circles(picture: Path) -> None:
     for name in ("there", "itself", "itself/below"):
         code, message = refusal(lambda name=name: open_image(f"{folder}/{name}"))  # type: ignore[misc]
         assert code == "not_a_file"
-        assert message.endswith("cannot be opened: Too many levels of symbolic links")
+        assert "links lead in a circle, or to what a process holds" in message
 
 
 def test_a_file_without_permission_is_denied(picture: Path) -> None:
@@ -304,7 +304,7 @@ def test_what_has_no_kind_is_no_file() -> None:
 def test_a_file_that_the_kernel_makes_up_is_no_file(path: str) -> None:
     """To read one may do something, and what it gives may have no end; it is not even opened."""
     assert stat.S_ISREG(os.stat(path).st_mode)
-    wanted = ("not_a_file", f"{path}: expected a file of bytes, got the kernel's")
+    wanted = ("not_a_file", f"{path}: expected a file on a disk, got one that the kernel makes up")
     assert refusal(lambda: open_image(path)) == wanted
 
 
@@ -337,7 +337,7 @@ def test_what_a_process_holds_cannot_be_named(descriptor: int, picture: Path) ->
     ):
         code, message = refusal(lambda path=path: open_image(path))  # type: ignore[misc]
         assert code == "not_a_file"
-        assert message.endswith("cannot be opened: Too many levels of symbolic links")
+        assert "links lead in a circle, or to what a process holds" in message
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def test_a_descriptor_that_cannot_be_read_is_denied(flags: int, picture: Path) -
     finally:
         os.close(fd)
     assert code == "permission_denied"
-    assert message.startswith("the file cannot be read: ")
+    assert message == "the descriptor is not open for reading"
 
 
 def test_a_descriptor_stays_open_and_as_it_was(descriptor: int) -> None:

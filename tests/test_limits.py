@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from swiprctl import Client, SwiprError
+from swiprd.server import RESERVED
 from tests.conftest import StartDaemon
 from tests.daemon import CHELSEA, SWIPRD, Daemon, exchange, read_lines, wait_until
 
@@ -40,29 +41,62 @@ def refusal(connection: socket.socket) -> dict[str, Any]:
 
 
 def test_one_connection_too_many_is_busy(start_daemon: StartDaemon) -> None:
-    """It is told so, and when to try again; as soon as another one has gone there is room."""
-    daemon = start_daemon("--max-connections", "3")
+    """It is told so, and when to try again; as soon as another one has gone there is room.
+
+    Whoever may reload, as we, has four places more.
+    """
+    daemon = start_daemon("--max-connections", "1")
     with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(daemon.connect()) for _ in range(3)]
+        held = [stack.enter_context(daemon.connect()) for _ in range(1 + RESERVED)]
         assert all(ask(connection, op="ping")["pong"] for connection in held)
         with daemon.connect() as late:
             error = refusal(late)
         assert (error["code"], error["retryable"]) == ("busy", True)
-        assert "3 clients are connected already" in error["message"]
+        assert "5 clients are connected, and no more may be (max_connections)" in error["message"]
         assert error["retry_after_ms"] > 0
         held[0].close()
         wait_until(lambda: ping_is_answered(daemon), "room for another")
         assert ask(held[1], op="ping")["pong"]
+    assert daemon.log().count("a client of user 0 is refused: 5 clients are connected") == 1
+
+
+def test_strangers_do_not_keep_an_administrator_out(
+    start_daemon: StartDaemon, folder: Path
+) -> None:
+    """They have all places but four; who may reload can see what is going on, and mend it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can ask as somebody else")
+    daemon = start_daemon("--max-connections", "2")
+    for path in (folder, Path(daemon.path).parent):
+        path.chmod(0o755)
+    Path(daemon.path).chmod(0o666)
+    program = (
+        "import os, sys; from swiprctl import Client; os.setuid(65534);"
+        "clients = [Client(sys.argv[1]) for _ in range(3)]\n"
+        "for client in clients[:2]: client.ping()\n"
+        "print('full', flush=True); sys.stdin.read()\n"
+        "try: clients[2].ping()\n"
+        "except Exception as error: print(error)"
+    )
+    command = [sys.executable, "-P", "-c", program, daemon.path]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as strangers:
+        assert strangers.stdout is not None
+        assert strangers.stdout.readline() == "full\n"
+        assert daemon.status()["connections"] == 3
+        said, _ = strangers.communicate()
+    assert said.startswith("2 clients are connected, and no more may be")
 
 
 def test_those_who_are_refused_take_nobodys_place(start_daemon: StartDaemon) -> None:
     """However many there are who do not take the hint: only those who are served count."""
-    daemon = start_daemon("--max-connections", "4", "--max-per-user", "3")
+    daemon = start_daemon("--max-per-user", "3")
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(daemon.connect()) for _ in range(3)]
         assert all(ask(connection, op="ping")["pong"] for connection in held)
         refused = [stack.enter_context(daemon.connect()) for _ in range(200)]
-        assert "user 0 has 3 connections" in refusal(refused[0])["message"]
+        assert "user 0 has 3 connections, and" in refusal(refused[0])["message"]
         descriptors = daemon.descriptors()
         assert ask(held[0], op="status")["status"]["connections"] == 3
         assert descriptors < 100  # the others are sent away without a word
@@ -88,7 +122,10 @@ def test_one_user_cannot_take_all_connections(start_daemon: StartDaemon, folder:
         assert ask(one, op="ping")["pong"]
         assert ask(two, op="ping")["pong"]
         with daemon.connect() as three:
-            assert "user 0 has 2 connections already" in refusal(three)["message"]
+            assert (
+                "user 0 has 2 connections, and may have no more (max_per_user)"
+                in refusal(three)["message"]
+            )
         program = (
             "import os, sys; from swiprctl import Client;"
             "os.setuid(65534); Client(sys.argv[1]).ping()"
@@ -167,7 +204,7 @@ def test_the_limit_on_open_files_is_raised_as_far_as_clients_need(
         daemon = start_daemon(command=command)
         limits = Path(f"/proc/{daemon.pid}/limits").read_text()
         assert re.search(rf"Max open files +{allowed} +{hard} ", limits), limits
-        said = f"{hard} open files are allowed, 1704 may be needed: raise the limit"
+        said = f"{hard} open files are allowed, 1704 may be needed: raise LimitNOFILE="
         assert (said in daemon.log()) == (allowed < 1704)
 
 
@@ -221,11 +258,12 @@ def test_a_request_may_have_a_deadline_of_its_own(start_daemon: StartDaemon) -> 
 
 def test_a_worker_without_memory_says_so(start_daemon: StartDaemon) -> None:
     """With too little address space the model cannot be loaded, and the daemon stays."""
-    daemon = start_daemon("--max-worker-mib", "200")
+    daemon = start_daemon("--max-worker-mib", "1000")
     with daemon.client(timeout=60) as client:
         with pytest.raises(SwiprError) as failure:
             client.compute(CHELSEA)
         assert failure.value.code == "unavailable"
+        assert "max_worker_mib" in failure.value.message
         client.ping()
 
 
