@@ -376,7 +376,7 @@ def test_a_client_that_leaves_costs_nobody_anything(daemon: Daemon) -> None:
             connection.sendall(lines(*[{"path": str(CHELSEA)}] * 20))
     assert compute(daemon, COFFEE).scores[0] > 0.9
     assert daemon.worker_pids() == workers
-    assert daemon.status()["queued"] == 0
+    wait_until(lambda: daemon.status()["queued"] == 0, "the queue to be empty", 2)
 
 
 def test_sigterm_answers_what_was_asked(start_daemon: StartDaemon) -> None:
