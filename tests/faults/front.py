@@ -16,6 +16,7 @@ import functools
 import json
 import logging
 import os
+import resource
 import socket
 import sys
 
@@ -39,7 +40,10 @@ CONFIG = load_config(
 PATIENCE = 10.0
 """Seconds for one input."""
 EVERY = 500
-"""After so many inputs descriptors are counted."""
+"""After so many inputs descriptors are counted, and memory is looked at."""
+MOST_MEMORY = 300 * 2**20
+"""Bytes that this process may have, atheris' own included. Not libFuzzer's limit, which counts what
+the process had that started this one."""
 
 
 class Complaints(logging.Handler):
@@ -97,6 +101,9 @@ class Front:
         self.inputs += 1
         if self.inputs % EVERY == 0:
             assert self._held() == self.before, f"left behind: {self._held() - self.before}"
+            with open("/proc/self/statm", "rb") as statm:
+                memory = int(statm.read().split()[1]) * resource.getpagesize()
+            assert memory < MOST_MEMORY, f"{memory} bytes"
 
     def _one(self, sent: bytes, pieces: list[tuple[bytes, list[int]]]) -> None:
         received = self.loop.run_until_complete(

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -135,12 +136,24 @@ def test_idle_and_never_reading_clients(busy: Daemon, trial: Trial) -> None:
                         while True:
                             sock.send(b'{"op":"status"}\n' * 100)
             assert busy.status()["connections"] == IDLE + NEVER_READING + 1
+            wait_until(lambda: replies_in_a_moment(busy) <= 2, "the front to be done with them")
             among = percentile(times(busy), 99)
         best = min(best, (among / alone, f"p99 {alone:.1f} ms alone, {among:.1f} among them"))
         if not trial.soak and best[0] <= 2:
             break
     trial.words.append(best[1])
     assert best[0] <= 2, best
+
+
+def replies_in_a_moment(daemon: Daemon) -> int:
+    """Return how many replies the daemon has given within a moment, two of them to us."""
+    counts = []
+    with daemon.client() as client:
+        for _ in range(2):
+            replies: Any = client.status()["replies"]
+            counts.append(sum(replies.values()))
+            time.sleep(0.2)
+    return int(counts[1] - counts[0])
 
 
 def times(daemon: Daemon) -> list[float]:

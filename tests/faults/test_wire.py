@@ -225,7 +225,7 @@ def search(
     for number, seed in enumerate(SEEDS):
         (corpus / str(number)).write_bytes(seed)
     count = RUNS[bool(request.config.getoption("--soak"))]
-    flags = [f"-runs={count}", "-seed=1", "-max_len=1200", "-len_control=0", "-rss_limit_mb=500"]
+    flags = [f"-runs={count}", "-seed=1", "-max_len=1200", "-len_control=0", "-rss_limit_mb=0"]
     command = [*FRONT, *flags, f"-artifact_prefix={folder}/", str(corpus)]
     with (folder / "log").open("w+") as log:
         search = subprocess.Popen(
