@@ -378,7 +378,9 @@ def decode_request(line: Line, *, max_depth: int) -> Request:
             one.
     """
     if sum(map(line.data.count, (b"[", b"{", b","))) > MAX_MARKS:
-        raise SwiprError("bad_request", f"more than {MAX_MARKS} values in one request")
+        raise SwiprError(
+            "bad_request", f"more than {MAX_MARKS} brackets, braces and commas in one request"
+        )
     message = decode(line.data, max_depth=max_depth)
     id = _request_id(message)
     if line.fd_fault is not None:

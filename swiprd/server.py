@@ -185,7 +185,7 @@ class Server:
             if refusal is not None and len(self._refused) >= MAX_REFUSED:
                 io.close_socket(sock)
                 continue
-            connection = Connection(sock, partial(self._answer, peer), self._config, io)
+            connection = Connection(sock, partial(self._answer, peer, io), self._config, io)
             if refusal is None:
                 self._connections.add(connection)
                 self._of_user[peer.uid] += 1
@@ -277,11 +277,11 @@ class Server:
 
     # --- requests --------------------------------------------------------------------------------
 
-    async def _answer(self, peer: Peer, request: Request | SwiprError) -> bytes:
+    async def _answer(self, peer: Peer, io: UserIO, request: Request | SwiprError) -> bytes:
         try:
             if isinstance(request, SwiprError):
                 raise request
-            reply = await self._perform(request, peer)
+            reply = await self._perform(request, peer, io)
             self._replies["ok"] += 1
             return reply
         except SwiprError as error:
@@ -295,10 +295,10 @@ class Server:
         self._replies[failure.code] += 1
         return protocol.encode_error(failure)
 
-    async def _perform(self, request: Request, peer: Peer) -> bytes:
+    async def _perform(self, request: Request, peer: Peer, io: UserIO) -> bytes:
         match request.op:
             case "compute":
-                return await self._compute_in_time(request, self._io_of(peer))
+                return await self._compute_in_time(request, io)
             case "ping":
                 return protocol.encode({"id": request.id, "pong": True})
             case "hello":

@@ -13,8 +13,9 @@ While every slot has failed, requests are answered ``unavailable`` with the reas
 waits in one queue for whichever worker is free. What was on a worker that died is tried once more;
 what was on it past the deadline is not.
 
-A reload fills new slots beside the old ones. When every new worker is ready, and not before, the
-queue is theirs; an old worker ends when it has finished what it was at.
+A worker that has grown too much is replaced by one that loads beside it. A reload fills new slots
+beside the old ones. When every new worker is ready, and not before, the queue is theirs; an old
+worker ends when it has finished what it was at.
 """
 
 from __future__ import annotations

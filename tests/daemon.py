@@ -164,3 +164,13 @@ def code_of(call: Callable[[], object]) -> str:
     except SwiprError as error:
         return error.code
     raise AssertionError("expected a SwiprError")
+
+
+def can_compute(client: Client) -> bool:
+    """Return whether a picture is scored, and rightly; False while no model is served."""
+    try:
+        return client.compute(CHELSEA).scores[1] > 0.9
+    except SwiprError as error:
+        if error.code != "unavailable":
+            raise
+        return False

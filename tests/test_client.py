@@ -226,6 +226,14 @@ def test_the_open_file_goes_along(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert received.images == [CHELSEA.read_bytes()]
 
 
+def test_the_client_passes_its_time_on(folder: Path) -> None:
+    """What it will not wait for any more need not be computed any more."""
+    with Peer(folder, never_answers) as peer:
+        with Client(peer.path, timeout=0.3) as client, pytest.raises(SwiprError):
+            client.compute(CHELSEA)
+        assert peer.requests[0].message["timeout_ms"] == 300
+
+
 def test_nothing_but_an_image_brings_a_descriptor(folder: Path) -> None:
     """Other requests than compute carry their op and no descriptor."""
     with Peer(folder, pongs) as peer, Client(peer.path, timeout=10) as client:

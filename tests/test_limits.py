@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from swiprctl import Client, SwiprError
+from swiprctl import SwiprError
 from swiprd.server import RESERVED
 from tests.conftest import StartDaemon
 from tests.daemon import CHELSEA, SWIPRD, Daemon, exchange, read_lines, wait_until
@@ -341,19 +341,3 @@ def test_new_limits_hold_for_those_who_are_connected(
         assert "error" in ask(connection, op="ping", x=[[[1]]])
         connection.sendall(padded(8193))
         assert refusal(connection)["code"] == "too_long"
-
-
-def test_the_client_passes_its_time_on(start_daemon: StartDaemon) -> None:
-    """What it will not wait for any more is not computed any more."""
-    daemon = start_daemon()
-    daemon.wait_ready()
-    (worker,) = daemon.worker_pids()
-    os.kill(worker, signal.SIGSTOP)
-    try:
-        with Client(daemon.path, timeout=0.3) as client, pytest.raises(SwiprError) as failure:
-            client.compute(CHELSEA)
-        assert failure.value.code == "timeout"
-        with daemon.client() as client:
-            wait_until(lambda: client.status()["queued"] == 0, "it to be given up", 5)
-    finally:
-        os.kill(worker, signal.SIGCONT)

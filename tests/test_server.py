@@ -28,6 +28,7 @@ from tests.daemon import (
     PICTURES,
     SWIPRD,
     Daemon,
+    can_compute,
     code_of,
     exchange,
     read_lines,
@@ -354,15 +355,6 @@ def test_a_daemon_without_a_model_stays_up(start_daemon: StartDaemon, folder: Pa
         assert client.status()["state"] == "failed"
         shutil.copy(DEFAULT_BUNDLE, bundle)
         wait_until(lambda: can_compute(client), "the model to be found")
-
-
-def can_compute(client: Client) -> bool:
-    try:
-        return client.compute(CHELSEA).scores[1] > 0.9
-    except SwiprError as error:
-        if error.code != "unavailable":
-            raise
-        return False
 
 
 # --- clients that leave, daemons that stop -------------------------------------------------------

@@ -17,13 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from swiprctl import SwiprError
 from swiprd.bundle import read_bundle, write_bundle
 from swiprd.compiled import FormCache, this_host
 from swiprd.config import DEFAULT_BUNDLE
 from swiprd.safetensors import write_whole
 from tests.conftest import StartDaemon
-from tests.daemon import CHELSEA, Daemon, code_of, read_lines, wait_until
+from tests.daemon import CHELSEA, Daemon, can_compute, code_of, read_lines, wait_until
 from tests.faults.conftest import Trial
 
 # --- descriptors ---------------------------------------------------------------------------------
@@ -90,14 +89,8 @@ def reply_of(sock: socket.socket) -> str:
 
 
 def scored(daemon: Daemon) -> bool:
-    """Return whether a picture is scored, and rightly."""
     with daemon.client() as client:
-        try:
-            return client.compute(CHELSEA).scores[1] > 0.9
-        except SwiprError as error:
-            if error.code != "unavailable":
-                raise
-            return False
+        return can_compute(client)
 
 
 # --- the cache -----------------------------------------------------------------------------------
