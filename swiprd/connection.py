@@ -148,7 +148,8 @@ class Connection:
         except SwiprError as error:
             if line.fd is not None:
                 self._io.close([line.fd])
-            return error
+            # Not the one that was raised: by its traceback, it holds the whole line and more.
+            return SwiprError(error.code, error.message, error.id)
 
     def _let_go(self, request: Request | SwiprError) -> None:
         if isinstance(request, Request):
