@@ -9,7 +9,7 @@
 """
 
 from swiprctl.client import Client
-from swiprctl.protocol import Result, SwiprError
+from swiprctl.protocol import Result, SwiprError, Thumbnail
 
 __version__ = "0.1.0"
-__all__ = ["Client", "Result", "SwiprError"]
+__all__ = ["Client", "Result", "SwiprError", "Thumbnail"]

@@ -1,38 +1,35 @@
-"""The command swiprctl: arguments in, one line out, an exit status.
+"""The command swiprctl: arguments in, answers out, an exit status.
 
-Standard output carries an answer or nothing; every failure is one line on standard error.
+What a command does is in ``swiprctl.commands``, where it takes more than a line.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 import swiprctl
-from swiprctl.client import DEFAULT_TIMEOUT, MAX_TIMEOUT, RELOAD_TIMEOUT, Client
-from swiprctl.protocol import Result, SwiprError
+from swiprctl.client import Client
+from swiprctl.protocol import SwiprError
+from swiprctl.session import DEFAULT_TIMEOUT, MAX_TIMEOUT, RELOAD_TIMEOUT
+from swiprctl.terminal import DONE, INTERRUPTED, NotWritten, in_words, status_of, tell, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, Final
 
-DONE: Final = 0
-NOT_SCORED: Final = 1
-USAGE: Final = 2
-NO_ANSWER: Final = 3
-"""The daemon was not reached, is busy, or ran out of time: nothing is said about the image."""
-
-NO_ANSWER_CODES: Final = frozenset(
-    {"cannot_connect", "busy", "timeout", "unavailable", "shutting_down"}
-)
-
 EPILOG: Final = """\
 exit status: 0 done; 1 it failed, as when an image cannot be scored; 2 wrong usage;
 3 the daemon was not reached, is busy or ran out of time
 """
-OPTIONS: Final = ("-h", "--help", "--version", "--socket", "--timeout", "--compute")
+OPTIONS: Final = (
+    *("-h", "--help", "--version", "--socket", "--timeout", "--compute"),
+    *("-r", "--recursive", "--files-from", "-0", "--null", "--format", "--labels", "--top"),
+    *("-o", "--output", "--json", "--prometheus", "--watch"),
+)
+FORMATS: Final = ("tuple", "csv", "json", "ndjson")
+WATCH_SECONDS: Final = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,48 +38,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     _refuse_unknown_options(parser, sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
     if (args.command is None) == (args.script_path is None):
-        parser.error("expected one command: compute, ping, status or reload")
+        parser.error("expected one command: compute, report, ping, status or reload")
+    if args.command in ("compute", "report"):
+        _check_images(parser, args)
     timeout = RELOAD_TIMEOUT if args.command == "reload" else DEFAULT_TIMEOUT
-    status = DONE
     try:
         with Client(args.socket, timeout=args.timeout or timeout) as client:
-            if args.script_path is None:
-                output = args.run(client, args)
-            else:
-                output = _tuple(client.compute(args.script_path))
+            if args.script_path is not None:
+                return _speak_like_the_script(client, args.script_path)
+            return args.run(client, args) or DONE
+    except NotWritten as failure:
+        if failure.reason is not None:
+            tell(f"cannot write the answer: {failure.reason}")
+        return failure.status
     except SwiprError as error:
-        status = _explain(error)
-        if args.script_path is None:
-            return status
-        # Callers of the script service parse its number from standard output.
-        output = str(error.number)
+        tell(in_words(error))
+        return status_of(error)
     except KeyboardInterrupt:
-        return 130
-    return _print(output) or status
+        return INTERRUPTED
 
 
-def _print(output: str) -> int:
-    if sys.stdout is None:
-        _tell("cannot write the answer: standard output is closed")
-        return NOT_SCORED
-    try:
-        data = f"{output}\n".encode(sys.stdout.encoding, "backslashreplace")
-        sys.stdout.buffer.write(data)
-        sys.stdout.flush()
-    except OSError as error:
-        # Keep the interpreter from trying to write the rest once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            return 141
-        _tell(f"cannot write the answer: {error.strerror}")
-        return NOT_SCORED
-    return DONE
+# --- what is said on the command line ------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="swiprctl",
-        description="Ask swiprd for the scores of an image.",
+        description="Ask swiprd for the scores of images.",
         epilog=EPILOG,
         formatter_class=_formatter,
         allow_abbrev=False,
@@ -97,10 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         " -2 no such path, -3 not analyzed, -4 not connected",
     )
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    _add(commands, "compute", "print the scores of an image, as in 0.660000,0.340000", _compute)
-    commands.choices["compute"].add_argument("path", metavar="PATH", help="the image file")
+    _add_compute(_add(commands, "compute", "print the scores of images, as in 0.66,0.33", _compute))
+    _add_report(
+        _add(commands, "report", "write a page that shows images, sorted by score", _report)
+    )
     _add(commands, "ping", "print pong when the daemon answers", _ping)
-    _add(commands, "status", "print what the daemon is doing", _status)
+    _add_status(_add(commands, "status", "print what the daemon is doing", _status))
     _add(commands, "reload", "let the daemon read its settings and model again", _reload)
     return parser
 
@@ -110,7 +94,7 @@ def _refuse_unknown_options(parser: argparse.ArgumentParser, argv: Sequence[str]
     for word in argv:
         if word == "--":
             return
-        name = word.partition("=")[0]
+        name = word.partition("=")[0] if word.startswith("--") else word[:2]
         if name.startswith("-") and len(name) > 1 and name not in OPTIONS:
             parser.error(f"no option {name}, expected one of {', '.join(OPTIONS)}")
 
@@ -120,13 +104,16 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, width=80)
 
 
-def _add(commands: Any, name: str, help: str, run: Callable[..., str]) -> None:
-    parser = commands.add_parser(
+def _add(
+    commands: Any, name: str, help: str, run: Callable[..., int | None]
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
         name, help=help, description=help, formatter_class=_formatter, allow_abbrev=False
     )
     parser.set_defaults(run=run)
     # After the command too; left out there, what stood before it counts.
     _add_common(parser, argparse.SUPPRESS, argparse.SUPPRESS)
+    return parser
 
 
 def _add_common(parser: argparse.ArgumentParser, socket: Any, timeout: Any) -> None:
@@ -142,8 +129,61 @@ def _add_common(parser: argparse.ArgumentParser, socket: Any, timeout: Any) -> N
         metavar="SECONDS",
         type=_seconds,
         default=timeout,
-        help="how long to wait for the answer"
-        f" (default: {DEFAULT_TIMEOUT:g}, for reload {RELOAD_TIMEOUT:g})",
+        help="how long to wait for the next answer"
+        f" (default: {DEFAULT_TIMEOUT:g}; for several images, and for reload, {RELOAD_TIMEOUT:g})",
+    )
+
+
+def _add_images(parser: argparse.ArgumentParser, operand: str) -> None:
+    parser.add_argument("paths", metavar="PATH", nargs="*", help=operand)
+    parser.add_argument(
+        "--files-from", metavar="FILE", help="take more paths from FILE, one a line; - is stdin"
+    )
+    parser.add_argument(
+        "-0", "--null", action="store_true", help="in FILE, paths end with NUL, not with a newline"
+    )
+
+
+def _add_compute(parser: argparse.ArgumentParser) -> None:
+    _add_images(parser, "an image file; - is an image on stdin")
+    parser.add_argument(
+        "-r", "--recursive", action="store_true", help="take the images in folders and below"
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="tuple",
+        help=f"how to print: {', '.join(FORMATS)} (default: tuple)",
+    )
+    names = parser.add_mutually_exclusive_group()
+    names.add_argument(
+        "--labels", action="store_true", help="print the label before each score, as in NO=0.66"
+    )
+    names.add_argument(
+        "--top", action="store_true", help="print only the label with the highest score, and that"
+    )
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    _add_images(parser, "an image file, or a folder: the images in it and below")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", required=True, help="the page to write, as report.html"
+    )
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="print it as one line of JSON")
+    forms.add_argument(
+        "--prometheus", action="store_true", help="print it as metrics for Prometheus"
+    )
+    parser.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        type=_seconds,
+        nargs="?",
+        const=WATCH_SECONDS,
+        help=f"print it again and again, every SECONDS ({WATCH_SECONDS:g})",
     )
 
 
@@ -159,58 +199,66 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _compute(client: Client, args: argparse.Namespace) -> str:
-    return _tuple(client.compute(args.path))
+def _check_images(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if not args.paths and args.files_from is None:
+        parser.error(f"{args.command}: expected at least one PATH, or --files-from FILE")
+    if args.null and args.files_from is None:
+        parser.error(f"{args.command}: -0 is for --files-from")
+    if args.command == "report" and args.output == "-":
+        parser.error("report: expected a file to write, got standard output (-)")
+    if [*args.paths, args.files_from].count("-") > 1:
+        parser.error(f"{args.command}: standard input (-) can be read only once")
 
 
-def _ping(client: Client, args: argparse.Namespace) -> str:
+# --- commands ------------------------------------------------------------------------------------
+
+
+def _speak_like_the_script(client: Client, path: str) -> int:
+    try:
+        scores = _tuple(client.compute(path).scores)
+    except SwiprError as error:
+        # Its callers parse its number from standard output.
+        tell(in_words(error))
+        write(f"{error.number}\n")
+        return status_of(error)
+    write(f"{scores}\n")
+    return DONE
+
+
+def _compute(client: Client, args: argparse.Namespace) -> int | None:
+    is_one_file = len(args.paths) == 1 and args.paths[0] != "-" and args.files_from is None
+    if is_one_file and not args.recursive and args.format == "tuple" and not args.labels | args.top:
+        write(_tuple(client.compute(args.paths[0]).scores) + "\n")
+        return None
+    from swiprctl.commands.compute import compute  # what one image does without
+
+    return compute(client, args)
+
+
+def _report(client: Client, args: argparse.Namespace) -> int:
+    from swiprctl.commands.report import report
+
+    return report(client, args)
+
+
+def _ping(client: Client, args: argparse.Namespace) -> None:
     client.ping()
-    return "pong"
+    write("pong\n")
 
 
-def _status(client: Client, args: argparse.Namespace) -> str:
-    status = client.status()
-    width = max(map(len, status), default=0)
-    return "\n".join(f"{key:<{width}}  {_words(value)}" for key, value in status.items())
+def _status(client: Client, args: argparse.Namespace) -> None:
+    from swiprctl.commands.status import status
+
+    status(client, args)
 
 
-def _reload(client: Client, args: argparse.Namespace) -> str:
+def _reload(client: Client, args: argparse.Namespace) -> None:
     client.reload()
-    return "reloaded"
+    write("reloaded\n")
 
 
-def _words(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, list):
-        return ", ".join(map(_words, value)) or "-"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_words(item)}" for key, item in value.items()) or "-"
-    return _printable(str(value))
-
-
-def _tuple(result: Result) -> str:
-    return ",".join(f"{score:.6f}" for score in result.scores)
-
-
-def _explain(error: SwiprError) -> int:
-    _tell(f"{_printable(str(error))} ({error.code})")
-    return NO_ANSWER if error.code in NO_ANSWER_CODES else NOT_SCORED
-
-
-def _printable(text: str) -> str:
-    # A file name may hold anything: what is shown stays one line and cannot steer a terminal.
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def _tell(message: str) -> None:
-    # Whether or not it can be told, the exit status says the same.
-    if sys.stderr is not None:
-        line = f"swiprctl: {message}\n".encode(sys.stderr.encoding, "backslashreplace")
-        try:  # noqa: SIM105 - contextlib would add to every start
-            os.write(sys.stderr.fileno(), line)
-        except OSError:
-            pass
+def _tuple(scores: tuple[float, ...]) -> str:
+    return ",".join(f"{score:.6f}" for score in scores)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ arrived, so whoever reads the socket must not hand over a later line's bytes in 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import deque
 
@@ -45,6 +46,8 @@ MAX_MARKS: Final = MAX_PATH_BYTES + 256
 more, and a line full of them would take ten times as long as any other."""
 MAX_TIMEOUT_MS: Final = 86_400_000
 """Largest ``timeout_ms``: a day."""
+THUMBNAIL_SIDES: Final = (16, 256)
+"""Smallest and largest ``thumbnail``, in pixels."""
 
 OPS: Final = ("compute", "ping", "hello", "status", "reload")
 
@@ -351,9 +354,10 @@ class Request:
 
     Attributes:
         timeout_ms: within how many milliseconds the answer is wanted; None: nothing is said.
+        thumbnail: longest side of a small copy that is wanted as well, in pixels; None: none is.
     """
 
-    __slots__ = ("fd", "id", "op", "path", "timeout_ms")
+    __slots__ = ("fd", "id", "op", "path", "thumbnail", "timeout_ms")
 
     def __init__(
         self,
@@ -362,12 +366,14 @@ class Request:
         path: str | None,
         fd: int | None,
         timeout_ms: int | None = None,
+        thumbnail: int | None = None,
     ) -> None:
         self.id = id
         self.op = op
         self.path = path
         self.fd = fd
         self.timeout_ms = timeout_ms
+        self.thumbnail = thumbnail
 
 
 def decode_request(line: Line, *, max_depth: int) -> Request:
@@ -390,16 +396,15 @@ def decode_request(line: Line, *, max_depth: int) -> Request:
         raise SwiprError("bad_request", f"expected 'op' to be a string, got {_kind(op)}", id)
     if op not in OPS:
         raise SwiprError("unknown_op", f"no op {_short(op)}, expected one of {', '.join(OPS)}", id)
-    path, timeout_ms = message.get("path"), message.get("timeout_ms")
-    if op == "compute":
-        _check_path(path, line.fd, id)
-        if timeout_ms is not None:
-            _check_timeout(timeout_ms, id)
-    else:
-        path = timeout_ms = None
+    if op != "compute":
         if line.fd is not None:
             raise SwiprError("bad_request", f"a descriptor came with {op}, which takes none", id)
-    return Request(id, op, path, line.fd, timeout_ms)
+        return Request(id, op, None, None)
+    path = message.get("path")
+    _check_path(path, line.fd, id)
+    timeout_ms = _whole_number(message, "timeout_ms", (1, MAX_TIMEOUT_MS), id)
+    thumbnail = _whole_number(message, "thumbnail", THUMBNAIL_SIDES, id)
+    return Request(id, op, path, line.fd, timeout_ms, thumbnail)
 
 
 def _request_id(message: dict[str, Any]) -> RequestId:
@@ -443,17 +448,38 @@ def _check_path(path: Any, fd: int | None, id: RequestId) -> None:
         )
 
 
-def _check_timeout(timeout_ms: Any, id: RequestId) -> None:
-    if type(timeout_ms) is not int or not 1 <= timeout_ms <= MAX_TIMEOUT_MS:
-        got = _short(str(timeout_ms)) if type(timeout_ms) is int else _kind(timeout_ms)
-        raise SwiprError(
-            "bad_request",
-            f"expected 'timeout_ms' to be a whole number from 1 to {MAX_TIMEOUT_MS}, got {got}",
-            id,
-        )
+def _whole_number(
+    message: dict[str, Any], key: str, limits: tuple[int, int], id: RequestId
+) -> int | None:
+    value = message.get(key)
+    if value is None or (type(value) is int and limits[0] <= value <= limits[1]):
+        return value
+    got = _short(str(value)) if type(value) is int else _kind(value)
+    raise SwiprError(
+        "bad_request",
+        f"expected '{key}' to be a whole number from {limits[0]} to {limits[1]}, got {got}",
+        id,
+    )
 
 
 # --- replies -------------------------------------------------------------------------------------
+
+
+class Thumbnail:
+    """A small copy of a picture, whole and as the model sees it.
+
+    Attributes:
+        data: a JPEG file, in base64.
+        width: in pixels.
+        height: in pixels.
+    """
+
+    __slots__ = ("data", "height", "width")
+
+    def __init__(self, data: str, width: int, height: int) -> None:
+        self.data = data
+        self.width = width
+        self.height = height
 
 
 class Result:
@@ -465,10 +491,21 @@ class Result:
         model: digest of the model that answered, ``sha256:`` and 64 hexadecimal digits.
         engine: what computed, ``eager`` or ``compiled``.
         precision: of the computation, ``fp32`` or ``bf16``.
-        ms: the worker's time for decoding, preprocessing and computing, in milliseconds.
+        ms: the worker's time for the image, in milliseconds.
+        decode_ms: of these, for reading, decoding and preprocessing.
+        thumbnail: a small copy, where one was asked for and fits in the reply beside the rest.
     """
 
-    __slots__ = ("engine", "labels", "model", "ms", "precision", "scores")
+    __slots__ = (
+        "decode_ms",
+        "engine",
+        "labels",
+        "model",
+        "ms",
+        "precision",
+        "scores",
+        "thumbnail",
+    )
 
     def __init__(
         self,
@@ -479,6 +516,8 @@ class Result:
         engine: str,
         precision: str,
         ms: float,
+        decode_ms: float,
+        thumbnail: Thumbnail | None = None,
     ) -> None:
         self.scores = scores
         self.labels = labels
@@ -486,6 +525,8 @@ class Result:
         self.engine = engine
         self.precision = precision
         self.ms = ms
+        self.decode_ms = decode_ms
+        self.thumbnail = thumbnail
 
     def __repr__(self) -> str:
         pairs = ", ".join(
@@ -496,17 +537,20 @@ class Result:
 
 def encode_result(id: RequestId, result: Result) -> bytes:
     """Return the reply to a compute that succeeded."""
-    return encode(
-        {
-            "id": id,
-            "scores": result.scores,
-            "labels": result.labels,
-            "model": result.model,
-            "engine": result.engine,
-            "precision": result.precision,
-            "ms": result.ms,
-        }
-    )
+    reply: dict[str, Any] = {
+        "id": id,
+        "scores": result.scores,
+        "labels": result.labels,
+        "model": result.model,
+        "engine": result.engine,
+        "precision": result.precision,
+        "ms": result.ms,
+        "decode_ms": result.decode_ms,
+    }
+    small = result.thumbnail
+    if small is not None:
+        reply["thumbnail"] = {"width": small.width, "height": small.height, "data": small.data}
+    return encode(reply)
 
 
 def encode_error(error: SwiprError) -> bytes:
@@ -557,17 +601,32 @@ def decode_result(message: dict[str, Any]) -> Result:
             "bad_reply",
             f"the daemon's reply is malformed: {len(scores)} scores for {len(labels)} labels",
         )
-    ms: Any = message.get("ms")
-    if not _is_number(ms):
-        raise SwiprError("bad_reply", "the daemon's reply is malformed: no proper 'ms'")
     return Result(
         scores=scores,
         labels=labels,
         model=_field(message, "model", str),
         engine=_field(message, "engine", str),
         precision=_field(message, "precision", str),
-        ms=ms,
+        ms=_number(message, "ms"),
+        decode_ms=_number(message, "decode_ms"),
+        thumbnail=_thumbnail(message.get("thumbnail")),
     )
+
+
+def _thumbnail(found: Any) -> Thumbnail | None:
+    if found is None:
+        return None
+    data = _field(found, "data", str)
+    if not re.fullmatch("[A-Za-z0-9+/]+={0,2}", data):
+        raise SwiprError("bad_reply", "the daemon's reply is malformed: no proper 'thumbnail'")
+    return Thumbnail(data, _field(found, "width", int), _field(found, "height", int))
+
+
+def _number(message: dict[str, Any], key: str) -> float:
+    value: Any = message.get(key)
+    if not _is_number(value):
+        raise SwiprError("bad_reply", f"the daemon's reply is malformed: no proper '{key}'")
+    return float(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from swiprctl import protocol
@@ -64,16 +65,28 @@ class Model:
             SwiprError: ``not_an_image``, ``too_many_pixels``, or ``internal`` where the network
                 gives no finite answer.
         """
-        return self._scores(self._outputs(data))
+        return self.score(self.prepare(self.decode(data)))
 
-    def prepare(self, data: bytes) -> Tensor:
-        """Return the network's input for the picture in ``data``: float32 (1, 3, crop, crop).
+    def decode(self, data: bytes) -> Image.Image:
+        """Return the picture in ``data`` as the model sees it, whole.
 
         Raises:
             SwiprError: ``not_an_image`` or ``too_many_pixels``.
         """
-        rules = self._manifest.preprocessing
-        return preprocess(decode(data, rules, max_pixels=self._max_pixels), rules)
+        return decode(data, self._manifest.preprocessing, max_pixels=self._max_pixels)
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """Return the network's input for ``picture``: float32 (1, 3, crop, crop)."""
+        with torch.inference_mode():
+            return preprocess(picture, self._manifest.preprocessing)
+
+    def score(self, inputs: Tensor) -> tuple[float, ...]:
+        """Return one score per label for what ``prepare`` made of a picture.
+
+        Raises:
+            SwiprError: ``internal`` where the network gives no finite answer.
+        """
+        return self._scores(self._outputs(inputs))
 
     def check_golden(self) -> None:
         """Score the bundle's golden pictures and compare.
@@ -85,7 +98,7 @@ class Model:
         tolerance = TOLERANCES[self.precision]
         for index, (data, expected) in enumerate(self._golden):
             try:
-                outputs = self._outputs(data)
+                outputs = self._outputs(self.prepare(self.decode(data)))
                 self._check_count(len(outputs))
                 got = self._scores(outputs)
             except BundleError:
@@ -102,9 +115,9 @@ class Model:
                     " wrongly"
                 )
 
-    def _outputs(self, data: bytes) -> Tensor:
+    def _outputs(self, inputs: Tensor) -> Tensor:
         with torch.inference_mode():
-            return self._run(self.prepare(data))[0]
+            return self._run(inputs)[0]
 
     def _check_count(self, count: int) -> None:
         ranges = self._manifest.outputs
@@ -154,6 +167,7 @@ def _check_reply_fits(bundle: Bundle) -> None:
         engine="compiled",
         precision="fp32",
         ms=longest,
+        decode_ms=longest,
     )
     size = len(protocol.encode_result("\0" * protocol.MAX_ID_BYTES, result))
     if size > protocol.MAX_LINE:

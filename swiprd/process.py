@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any, Final
 from swiprctl import protocol
 from swiprctl.protocol import Result, SwiprError
 from swiprd.channel import Channel
+from swiprd.metrics import memory_of
 
 log = logging.getLogger("swiprd")
 
@@ -88,10 +88,11 @@ class WorkerProcess:
             raise _broken("no proper 'ready'")
         return described
 
-    async def compute(self, fd: int) -> Result:
-        """Return the scores of the image behind ``fd``."""
+    async def compute(self, fd: int, thumbnail: int | None) -> Result:
+        """Return the scores of the image behind ``fd``, and a copy of it of that size."""
         self._last_id += 1
-        reply = await self._call(protocol.encode({"id": self._last_id}), fd, COMPUTE_CODES)
+        request = {"id": self._last_id, "thumbnail": thumbnail}
+        reply = await self._call(protocol.encode(request), fd, COMPUTE_CODES)
         if reply.get("id") != self._last_id:
             raise _broken("it answered another request than it was asked")
         try:
@@ -121,11 +122,7 @@ class WorkerProcess:
 
     def memory(self) -> int:
         """Return the bytes of memory that are the worker's now; 0 when it is gone."""
-        try:
-            with open(f"/proc/{self.pid}/statm", "rb") as statm:  # see proc(5): in pages
-                return int(statm.read().split()[1]) * resource.getpagesize()
-        except (OSError, IndexError):
-            return 0
+        return memory_of(self.pid)
 
     async def end(self) -> None:
         """Kill the process, if it still runs, and leave nothing of it behind."""

@@ -22,6 +22,7 @@ from swiprd.config import Config
 from swiprd.connection import Connection
 from swiprd.files import EXHAUSTED
 from swiprd.listen import OwnSocket
+from swiprd.metrics import Latency, memory_of
 from swiprd.supervisor import Supervisor
 from swiprd.userio import UserIO
 
@@ -92,6 +93,7 @@ class Server:
         self._started = time.monotonic()
         self._next_complaint = self._started
         self._replies: Counter[str] = Counter()
+        self._latency = Latency()
 
     async def run(self) -> None:
         """Serve; return when everything that was asked is answered, or the drain's time is over."""
@@ -332,15 +334,17 @@ class Server:
             ) from None
 
     async def _compute(self, request: Request, io: UserIO) -> bytes:
+        began = time.monotonic()
         if request.fd is not None:
-            result = await self._supervisor.compute(request.fd)
-            return protocol.encode_result(request.id, result)
-        assert request.path is not None
-        fd = await io.open(request.path, self._config.compute_timeout)
-        try:
-            result = await self._supervisor.compute(fd)
-        finally:
-            io.close([fd])
+            result = await self._supervisor.compute(request.fd, request.thumbnail)
+        else:
+            assert request.path is not None
+            fd = await io.open(request.path, self._config.compute_timeout)
+            try:
+                result = await self._supervisor.compute(fd, request.thumbnail)
+            finally:
+                io.close([fd])
+        self._latency.note(result, (time.monotonic() - began) * 1000)
         return protocol.encode_result(request.id, result)
 
     def _hello(self) -> dict[str, Any]:
@@ -372,7 +376,10 @@ class Server:
             "pid": os.getpid(),
             "uptime": round(time.monotonic() - self._started, 3),
             **self._supervisor.status(),
+            "memory": memory_of("self"),
             "connections": len(self._connections),
+            "images": self._latency.images,
+            "latency": self._latency.summary(),
             "replies": dict(sorted(self._replies.items())),
         }
 

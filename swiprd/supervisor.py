@@ -28,6 +28,7 @@ from typing import Any, Final
 
 from swiprctl.protocol import Result, SwiprError
 from swiprd.config import Config
+from swiprd.metrics import memory_of
 from swiprd.process import WORKER_COMMAND, WorkerDied, WorkerProcess
 
 log = logging.getLogger("swiprd")
@@ -185,15 +186,19 @@ class Supervisor:
         del self._tasks[slot]
         slot.settle("its worker is gone")
 
-    async def compute(self, fd: int) -> Result:
+    async def compute(self, fd: int, thumbnail: int | None = None) -> Result:
         """Return the scores of the image behind ``fd``, which must stay open until then.
+
+        Args:
+            fd: read from its start.
+            thumbnail: longest side of a small copy that is wanted as well; None: none is.
 
         Raises:
             SwiprError: ``busy``, ``unavailable``, ``timeout``, ``worker_died``, or what the worker
                 says of the picture.
         """
         self._admit()
-        job = _Job(fd)
+        job = _Job(fd, thumbnail)
         self.queue.append(job)
         self.wake()
         try:
@@ -250,13 +255,30 @@ class Supervisor:
         return {
             "state": state,
             "reason": self._failure(),
+            "bundle": self.config.model,
             "model": described.get("model"),
             "labels": described.get("labels"),
             "engine": described.get("engine"),
             "precision": described.get("precision"),
             "queued": len(self.queue),
-            "workers": [{"pid": slot.pid, "state": slot.state} for slot in self._slots],
+            "workers": [
+                {
+                    "pid": slot.pid,
+                    "state": slot.state,
+                    "memory": 0 if slot.pid is None else memory_of(slot.pid),
+                }
+                for slot in self._slots
+            ],
+            "idle_in": self._idle_in(),
         }
+
+    def _idle_in(self) -> float | None:
+        """Return the seconds until the last worker ends for want of work; None: none will."""
+        ends = [slot.idle_at for slot in self._slots if slot.pid is not None]
+        if not ends or None in ends:
+            return None
+        last = max(end for end in ends if end is not None)
+        return round(max(0.0, last - asyncio.get_running_loop().time()), 3)
 
 
 def in_brief(labels: Sequence[str]) -> str:
@@ -276,8 +298,9 @@ def shutting_down() -> SwiprError:
 class _Job:
     """One image on its way through the queue."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, thumbnail: int | None) -> None:
         self.fd = fd
+        self.thumbnail = thumbnail
         self.attempts = 0
         self.answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
@@ -305,6 +328,8 @@ class _Slot:
         pid: the worker's process; None when there is none.
         deadline: when, on the loop's clock, the worker must be done with what it is at, or be
             killed; None: it is at nothing, or gone.
+        idle_at: when, on the loop's clock, the worker ends if nothing comes; None: it works, or
+            stays.
     """
 
     def __init__(self, supervisor: Supervisor, config: Config) -> None:
@@ -325,6 +350,7 @@ class _Slot:
         self.changed = asyncio.Event()
         self.pid: int | None = None
         self.deadline: float | None = None
+        self.idle_at: float | None = None
 
     @property
     def state(self) -> str:
@@ -474,11 +500,14 @@ class _Slot:
                 continue
             self.changed.clear()
             try:
-                async with asyncio.timeout(idle):
+                async with asyncio.timeout(idle) as timeout:
+                    self.idle_at = timeout.when()
                     await self.changed.wait()
             except TimeoutError:
                 log.info("worker %d ends after %g s without work", worker.pid, idle)
                 return
+            finally:
+                self.idle_at = None
 
     def _look_at_memory(self, worker: WorkerProcess) -> None:
         limit = self._config.recycle_mib * 2**20
@@ -502,7 +531,7 @@ class _Slot:
         try:
             async with asyncio.timeout(limit) as timeout:
                 self.deadline = timeout.when()
-                job.succeed(await worker.compute(job.fd))
+                job.succeed(await worker.compute(job.fd, job.thumbnail))
             self.deadline = None
             self._supervisor.note_pace(asyncio.get_running_loop().time() - began)
         except SwiprError as error:

@@ -5,7 +5,7 @@ that clients speak::
 
     front  {"model": "/…/animal.safetensors", "threads": 2, …}      once, the settings
     worker {"ready": {"model": "sha256:…", "labels": […], …}}       or {"error": {…}}, and it exits
-    front  {"id": 1}  with the image's descriptor beside it          again and again
+    front  {"id": 1, "thumbnail": null}  with the image's descriptor beside it    again and again
     worker {"id": 1, "scores": […], …}  or  {"id": 1, "error": {…}}
 
 It holds nothing that would need saving, so the front ends it with SIGKILL. When the front is gone
@@ -32,9 +32,15 @@ from swiprd.log import start_logging
 from swiprd.sandbox import SandboxError, close_inherited, confine, die_with_front
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from swiprctl.protocol import Thumbnail
     from swiprd.model import Model
 
 log = logging.getLogger("swiprd.worker")
+
+LONGEST_REPLY: Final = protocol.MAX_LINE - 1024
+"""Bytes of a reply with a thumbnail: the client's id, which takes the place of ours, is longer."""
 
 SPIN_COUNT: Final = "5000"
 """How often torch's threads look for work before they sleep, where the environment does not say.
@@ -140,11 +146,16 @@ def _describe(model: Model) -> dict[str, Any]:
 
 def _answer(line: Line, model: Model, max_bytes: int) -> bytes:
     began = time.perf_counter()
-    id = protocol.decode(line.data, max_depth=protocol.MAX_DEPTH).get("id")
+    request = protocol.decode(line.data, max_depth=protocol.MAX_DEPTH)
+    id, side = request["id"], request.get("thumbnail")
     fd = line.fd
     assert fd is not None, "the front sends a descriptor with every request"
     try:
-        scores = model.compute(read_image(fd, max_bytes=max_bytes))
+        picture = model.decode(read_image(fd, max_bytes=max_bytes))
+        inputs = model.prepare(picture)
+        decoded = time.perf_counter()
+        scores = model.score(inputs)
+        thumbnail = None if side is None else _thumbnail(picture, side)
     except SwiprError as error:
         if error.code == "internal":
             log.error("a picture is not scored: %s", error)
@@ -157,16 +168,31 @@ def _answer(line: Line, model: Model, max_bytes: int) -> bytes:
         )
     finally:
         os.close(fd)
-    ms = round((time.perf_counter() - began) * 1000, 3)
     result = Result(
         scores=scores,
         labels=model.labels,
         model=model.digest,
         engine=model.engine,
         precision=model.precision,
-        ms=ms,
+        ms=_milliseconds(began, time.perf_counter()),
+        decode_ms=_milliseconds(began, decoded),
+        thumbnail=thumbnail,
     )
-    return protocol.encode_result(id, result)
+    reply = protocol.encode_result(id, result)
+    if len(reply) > LONGEST_REPLY:
+        result.thumbnail = None
+        reply = protocol.encode_result(id, result)
+    return reply
+
+
+def _thumbnail(picture: Image, side: int) -> Thumbnail:
+    from swiprd.thumbnail import make_thumbnail  # pillow, which the model has loaded by now
+
+    return make_thumbnail(picture, side)
+
+
+def _milliseconds(began: float, ended: float) -> float:
+    return round((ended - began) * 1000, 3)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,16 @@ class Received(NamedTuple):
 
 
 class Talk:
-    """One client's connection, as a behaviour sees it."""
+    """One client's connection, as a behaviour sees it.
+
+    Attributes:
+        sock: the connection.
+        received: all requests of all clients so far.
+    """
 
     def __init__(self, sock: socket.socket, requests: list[Received]) -> None:
         self.sock = sock
-        self._requests = requests
+        self.received = requests
         self._buffer = b""
         self._images: list[bytes] = []
 
@@ -37,13 +42,16 @@ class Talk:
             if newline:
                 received = Received(json.loads(line), self._images)
                 self._buffer, self._images = rest, []
-                self._requests.append(received)
+                self.received.append(received)
                 yield received.message
             elif not self._receive():
                 return
 
     def _receive(self) -> bool:
-        data, fds, _, _ = socket.recv_fds(self.sock, 65536, 4)
+        # No further than one line: the descriptors that come are that line's.
+        waiting = self.sock.recv(65536, socket.MSG_PEEK)
+        size = waiting.find(b"\n") + 1 or len(waiting) or 1
+        data, fds, _, _ = socket.recv_fds(self.sock, size, 4)
         for fd in fds:
             self._images.append(os.pread(fd, os.fstat(fd).st_size, 0))
             os.close(fd)

@@ -77,7 +77,7 @@ def cat(daemon: Daemon) -> tuple[float, ...]:
 
 def test_the_public_names_are_these() -> None:
     """What can be imported from swiprctl is a promise, so it changes only on purpose."""
-    assert swiprctl.__all__ == ["Client", "Result", "SwiprError"]
+    assert swiprctl.__all__ == ["Client", "Result", "SwiprError", "Thumbnail"]
     assert all(hasattr(swiprctl, name) for name in swiprctl.__all__)
 
 
@@ -207,7 +207,7 @@ def test_a_file_that_may_not_be_read_is_told_so(daemon: Daemon, folder: Path) ->
 
 # --- what is sent --------------------------------------------------------------------------------
 
-REST = {"engine": "e", "precision": "p", "ms": 1}
+REST = {"engine": "e", "precision": "p", "ms": 1, "decode_ms": 1}
 """What a whole reply has beside scores, labels and model."""
 
 scores = replies(
@@ -364,7 +364,8 @@ def test_a_lost_request_is_sent_once_more(folder: Path, behave: Behaviour) -> No
         assert peer.connections == 2
     *first, last = peer.requests
     assert last.images == [CHELSEA.read_bytes()]
-    assert all(received == last for received in first)
+    asked_again = last.message | {"id": 1}
+    assert [received for received in first if received != (asked_again, last.images)] == []
 
 
 @leaving

@@ -88,7 +88,8 @@ def test_the_input_is_what_fastai_made_of_the_same_file(generation: str, name: s
     """Sampled values, means and deviations of the tensor that the network saw agree."""
     within = 0.02 if generation == "0.7" and "cmyk" in name else 2e-5
     wanted: dict[str, Any] = expected(generation)[name]
-    got = model(generation).prepare(picture(name))[0].double()
+    this = model(generation)
+    got = this.prepare(this.decode(picture(name)))[0].double()
     channels, rows, columns = torch.tensor(checkpoints.POSITIONS).T
     samples = torch.tensor(wanted["samples"], dtype=torch.float64)
     assert len(samples) == 96

@@ -25,7 +25,8 @@ import pytest
 
 import swiprctl.__main__
 import swiprd.__main__
-from swiprctl.client import DEFAULT_TIMEOUT, MAX_TIMEOUT, RELOAD_TIMEOUT, SYSTEM_SOCKET
+from swiprctl.connection import SYSTEM_SOCKET
+from swiprctl.session import DEFAULT_TIMEOUT, MAX_TIMEOUT, RELOAD_TIMEOUT
 from swiprd.config import (
     DEFAULT_FILE,
     LOG_LEVELS,

@@ -25,6 +25,7 @@ from swiprctl.protocol import (
     Request,
     Result,
     SwiprError,
+    Thumbnail,
 )
 
 # Time limits for each example would only measure how busy the machine is.
@@ -49,22 +50,31 @@ request_ids = (
     st.none() | st.integers(-MAX_ID_INTEGER, MAX_ID_INTEGER) | st.text(max_size=MAX_ID_BYTES // 4)
 )
 results = st.builds(
-    lambda pairs, ms: Result(
+    lambda pairs, ms, thumbnail: Result(
         scores=tuple(score for score, _ in pairs),
         labels=tuple(label for _, label in pairs),
         model=MODEL,
         engine="compiled",
         precision="bf16",
         ms=ms,
+        decode_ms=ms / 2,
+        thumbnail=thumbnail,
     ),
     st.lists(st.tuples(st.floats(0, 1), st.text(max_size=8)), min_size=1, max_size=5),
     st.floats(0, 1e6),
+    st.none() | st.just(Thumbnail("/9j/", 160, 1)),
 )
 
 
 def result_of(score: float) -> Result:
     return Result(
-        scores=(score,), labels=("cat",), model=MODEL, engine="eager", precision="fp32", ms=1.0
+        scores=(score,),
+        labels=("cat",),
+        model=MODEL,
+        engine="eager",
+        precision="fp32",
+        ms=1.0,
+        decode_ms=0.5,
     )
 
 
@@ -470,6 +480,42 @@ def test_an_unknown_op_is_told_apart_and_echoes_the_id(op: str) -> None:
     assert len(error.message) < 200
 
 
+@pytest.mark.parametrize("side", [16, 256, None])
+def test_a_request_may_ask_for_a_thumbnail(side: int | None) -> None:
+    """Of a size within limits; without one, none is made."""
+    assert request({"path": "/a", "thumbnail": side}).thumbnail == side
+
+
+@pytest.mark.parametrize("side", [0, 15, 257, int("9" * 1000), 160.0, "160", True, [], {}])
+def test_a_thumbnail_of_no_size_is_refused(side: Any) -> None:
+    """A number out of its limits, and whatever is no whole number."""
+    error = refusal({"id": 7, "path": "/a", "thumbnail": side})
+    assert (error.code, error.id) == ("bad_request", 7)
+    assert "'thumbnail'" in error.message
+    assert request({"op": "ping", "thumbnail": side}).thumbnail is None
+
+
+@pytest.mark.parametrize(
+    "thumbnail",
+    [
+        7,
+        [],
+        {},
+        {"data": "/9j/", "width": 1},
+        {"data": "/9j/", "width": "1", "height": 1},
+        {"data": "<svg/>", "width": 1, "height": 1},
+        {"data": "", "width": 1, "height": 1},
+        {"data": "/9j/\n", "width": 1, "height": 1},
+    ],
+    ids=str,
+)
+def test_a_thumbnail_that_is_not_whole_is_refused(thumbnail: object) -> None:
+    """It may come from a worker that a picture has taken over, and goes into pages."""
+    with pytest.raises(SwiprError) as caught:
+        protocol.decode_result(reply({**RESULT, "thumbnail": thumbnail}))
+    assert caught.value.code == "bad_reply"
+
+
 @pytest.mark.parametrize("timeout_ms", [1, 86_400_000, None])
 def test_a_request_may_say_how_long_it_will_wait(timeout_ms: int | None) -> None:
     """From a millisecond to a day, or nothing."""
@@ -708,7 +754,11 @@ def test_every_result_survives_the_wire(id: str | int | None, sent: Result) -> N
     found = protocol.decode_result(message)
     assert message["id"] == id
     assert (found.scores, found.labels) == (sent.scores, sent.labels)
-    assert (found.model, found.ms) == (sent.model, sent.ms)
+    assert (found.model, found.ms, found.decode_ms) == (sent.model, sent.ms, sent.decode_ms)
+    assert (found.thumbnail is None) == (sent.thumbnail is None)
+    if found.thumbnail is not None and sent.thumbnail is not None:
+        assert found.thumbnail.data == sent.thumbnail.data
+        assert (found.thumbnail.width, found.thumbnail.height) == (160, 1)
     assert (found.engine, found.precision) == (sent.engine, sent.precision)
 
 
@@ -720,7 +770,7 @@ def test_no_reply_carries_both_scores_and_an_error(
     """A result has scores and no error, an error has no scores, and both echo the id."""
     success = json.loads(protocol.encode_result(id, result))
     failure = json.loads(protocol.encode_error(SwiprError(code, message, id)))
-    assert success.keys() == {"id", "scores", "labels", "model", "engine", "precision", "ms"}
+    assert success.keys() - {"thumbnail"} == {"id", *RESULT}
     assert failure.keys() == {"id", "error"}
     assert success["id"] == failure["id"] == id
 
@@ -741,6 +791,7 @@ RESULT = {
     "engine": "eager",
     "precision": "fp32",
     "ms": 12.5,
+    "decode_ms": 2.5,
 }
 FAILURE = {"code": "busy", "number": -1, "message": "later", "retryable": True}
 
@@ -774,6 +825,8 @@ FAILURE = {"code": "busy", "number": -1, "message": "later", "retryable": True}
         {"ms": None},
         {"ms": "12"},
         {"ms": True},
+        {"decode_ms": None},
+        {"decode_ms": "2"},
     ],
     ids=str,
 )

@@ -20,7 +20,22 @@ EXAMPLES = [
     block.replace("/srv/pictures", str(PICTURES)).replace("sha256:DIGEST", DIGEST)
     for block in re.findall(r"^```wire\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
 ]
-VARYING = {"ms", "scores", "pid", "uptime", "connections", "replies"}
+VARYING = {
+    "bundle",
+    "connections",
+    "data",
+    "decode_ms",
+    "height",
+    "idle_in",
+    "images",
+    "latency",
+    "memory",
+    "ms",
+    "pid",
+    "replies",
+    "scores",
+    "uptime",
+}
 """Fields whose values differ from run to run, by their key."""
 
 

@@ -76,7 +76,7 @@ for line in incoming:
     os.close(line.fd)
     seen = note("seen", text)
     word, _, value = text.partition(" ")
-    reply = {"id": id, "labels": ["no", "yes"], "model": "sha256:0", "ms": 1}
+    reply = {"id": id, "labels": ["no", "yes"], "model": "sha256:0", "ms": 2, "decode_ms": 1}
     reply |= {"engine": "eager", "precision": "fp32"}
     match word:
         case "die":
@@ -112,7 +112,7 @@ for line in incoming:
     link.sendall(encode(reply | {"scores": [1, float(value or 0)]}))
 """
 COMMAND = (sys.executable, "-P", "-c", WORKER)
-REST = '"model":"m","engine":"e","precision":"p","ms":1}\\n'
+REST = '"model":"m","engine":"e","precision":"p","ms":1,"decode_ms":1}\\n'
 """What a whole reply ends with."""
 
 

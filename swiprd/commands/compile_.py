@@ -145,7 +145,8 @@ class _Speed:
 
 
 def _speed(bundle: Bundle, before: Engine, after: Engine, picture: bytes) -> _Speed:
-    return _Speed(before, after, Model(bundle, before, max_pixels=MAX_PIXELS).prepare(picture))
+    model = Model(bundle, before, max_pixels=MAX_PIXELS)
+    return _Speed(before, after, model.prepare(model.decode(picture)))
 
 
 def _drift_words(drift: float, golden: int, given: int, precision: str) -> str:

@@ -121,7 +121,11 @@ def exchange_with(
 
 
 def without_time(reply: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in reply.items() if key not in ("ms", "status", "hello")}
+    return {
+        key: value
+        for key, value in reply.items()
+        if key not in ("ms", "decode_ms", "status", "hello")
+    }
 
 
 # --- made up -------------------------------------------------------------------------------------
@@ -140,6 +144,7 @@ requests = st.fixed_dictionaries(
         "path": st.sampled_from(["/none.png", "/", "/dev/null", "here", "/a\0b", "/\ud800"])
         | json_values,
         "timeout_ms": st.integers(-1, 10**10) | json_values,
+        "thumbnail": st.integers(15, 257) | json_values,
         "x": json_values,
     },
 )

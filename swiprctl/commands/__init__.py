@@ -1,0 +1,1 @@
+"""The commands of swiprctl that take more than a line. Each is imported when it is asked for."""

@@ -1,0 +1,99 @@
+"""Which images a command line means: paths, folders, lists of paths, standard input."""
+
+from __future__ import annotations
+
+import os
+
+from swiprctl.protocol import SwiprError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable, Iterator
+    from io import BufferedReader
+    from typing import Final
+
+    from swiprctl.images import Image
+
+SUFFIXES: Final = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""What the names of files that are taken from a folder end in, in any case. A file that is named
+itself is taken whatever its name."""
+STDIN: Final = "-"
+
+
+def find_images(
+    args: argparse.Namespace, refuse: Callable[[str, SwiprError], None], *, recursive: bool
+) -> Iterator[Image]:
+    """Yield the images that ``args`` mean, in order: those of a folder by name.
+
+    Args:
+        args: ``paths``, ``files_from`` and ``null``.
+        refuse: told of what cannot be gone through; the rest goes on.
+        recursive: take what is in folders, and in folders below. Links to folders are followed
+            only where they are named themselves, so that none leads round in a circle.
+    """
+    for path in args.paths:
+        if path == STDIN:
+            yield _open_stdin()
+        else:
+            yield from _at(path, refuse, recursive)
+    if args.files_from is not None:
+        for path in read_names(args.files_from, b"\0" if args.null else b"\n"):
+            yield from _at(path, refuse, recursive)
+
+
+def _at(path: str, refuse: Callable[[str, SwiprError], None], recursive: bool) -> Iterator[str]:
+    if not os.path.isdir(path):
+        yield path
+    elif recursive:
+        yield from _below(path, refuse)
+    else:
+        folder = SwiprError("not_a_file", f"{path}: is a folder; -r takes the images in it")
+        refuse(path, folder)
+
+
+def _below(folder: str, refuse: Callable[[str, SwiprError], None]) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        code = "permission_denied" if isinstance(error, PermissionError) else "not_a_file"
+        refuse(folder, SwiprError(code, f"{folder}: cannot be gone through: {error.strerror}"))
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _below(entry.path, refuse)
+        elif entry.name.lower().endswith(SUFFIXES) and not entry.is_dir():
+            yield entry.path
+
+
+def read_names(list_path: str, end: bytes) -> Iterator[str]:
+    """Yield the paths in the file ``list_path``, each ended by ``end``; empty ones are left out.
+
+    Raises:
+        SwiprError: the file cannot be read.
+    """
+    try:
+        with _open_stdin() if list_path == STDIN else open(list_path, "rb") as file:
+            for name in _split(iter(lambda: file.read1(65536), b""), end):
+                if name:
+                    yield os.fsdecode(name)
+    except FileNotFoundError:
+        raise SwiprError("not_found", f"{list_path}: no such file, for --files-from") from None
+    except OSError as error:
+        raise SwiprError("not_a_file", f"{list_path}: cannot be read: {error.strerror}") from None
+
+
+def _split(chunks: Iterable[bytes], end: bytes) -> Iterator[bytes]:
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(end)
+        yield from whole
+    yield rest
+
+
+def _open_stdin() -> BufferedReader:
+    try:
+        return open(0, "rb", closefd=False)
+    except OSError as error:
+        raise SwiprError("not_a_file", f"standard input: {error.strerror}") from None

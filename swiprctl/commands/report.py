@@ -1,0 +1,137 @@
+"""swiprctl report: one page that shows images and their scores. The page itself is report.html."""
+
+from __future__ import annotations
+
+import json
+import os
+import pkgutil
+import time
+import urllib.parse
+
+import swiprctl
+from swiprctl.commands.scoring import Scoring
+from swiprctl.protocol import SwiprError
+from swiprctl.terminal import FAILED, NotWritten, in_words, status_of, tell
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any, BinaryIO, Final
+
+    from swiprctl.client import Client
+    from swiprctl.protocol import Result
+
+THUMBNAIL: Final = 160
+"""Pixels on the longer side; such a JPEG has some 5 KB."""
+MARK: Final = b"@DATA@\n"
+"""The line of report.html that the data takes the place of."""
+_ESCAPED: Final = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+_REST: Final = "(all the rest)"
+
+
+def report(client: Client, args: argparse.Namespace) -> int:
+    """Write the page for all images that ``args`` mean; return the exit status.
+
+    Raises:
+        NotWritten: the page cannot be written; what was there before is left as it was.
+    """
+    path = args.output
+    # Beside it, so that the page appears whole or not at all.
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        file = open(part, "xb")  # noqa: SIM115 - closed below, and known then to be whole
+        try:
+            with file:
+                status = Page(file, os.path.dirname(path)).write(client, args)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException:
+            os.unlink(part)
+            raise
+    except OSError as error:
+        raise NotWritten(FAILED, f"{path}: {error.strerror}") from None
+    return status
+
+
+class Page:
+    """The page on its way into ``file``. An image is written when it is scored, and not kept.
+
+    Args:
+        file: open for writing.
+        folder: where the page will stand, from which its links lead.
+    """
+
+    def __init__(self, file: BinaryIO, folder: str) -> None:
+        self._file = file
+        self._folder = folder or "."
+
+    def write(self, client: Client, args: argparse.Namespace) -> int:
+        """Write it all; return the exit status."""
+        before, _, after = _template().partition(MARK)
+        self._file.write(before + b'{"pictures":[')
+        failures: list[tuple[str, str, str]] = []
+        scoring = Scoring(client, args, recursive=True, thumbnail=THUMBNAIL, failures=failures)
+        first: Result | None = None
+        try:
+            for name, result in scoring.run():
+                if first is not None and result.labels != first.labels:
+                    scoring.refuse(name, _other_labels(name))
+                    continue
+                separator = b"" if first is None else b",\n"
+                self._file.write(separator + _encoded(self._picture(name, result)))
+                first = first or result
+            status = scoring.status
+        except SwiprError as error:
+            # What has been scored is worth having, as long as it does not look like everything.
+            tell(in_words(error))
+            failures.append((_REST, error.code, error.message))
+            status = status_of(error)
+        self._file.write(b"],\n" + _encoded(_about(args, first, failures))[1:] + b"\n" + after)
+        return status
+
+    def _picture(self, name: str, result: Result) -> dict[str, Any]:
+        small = result.thumbnail
+        return {
+            "name": name,
+            "href": None if name == "-" else self._link(name),
+            "scores": result.scores,
+            "thumbnail": small and small.data,
+            "width": small and small.width,
+            "height": small and small.height,
+        }
+
+    def _link(self, name: str) -> str:
+        return urllib.parse.quote(os.fsencode(os.path.relpath(name, self._folder)))
+
+
+def _about(
+    args: argparse.Namespace, first: Result | None, failures: list[tuple[str, str, str]]
+) -> dict[str, Any]:
+    return {
+        "title": ", ".join(args.paths) or args.files_from,
+        "made": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        "version": swiprctl.__version__,
+        "model": first and first.model,
+        "engine": first and first.engine,
+        "precision": first and first.precision,
+        "labels": first.labels if first else [],
+        "errors": [
+            {"name": name, "code": code, "message": message} for name, code, message in failures
+        ],
+    }
+
+
+def _other_labels(name: str) -> SwiprError:
+    return SwiprError("internal", f"{name}: the daemon's labels have changed; score it again")
+
+
+def _template() -> bytes:
+    data = pkgutil.get_data("swiprctl.commands", "report.html")  # from a zip file, too
+    assert data is not None, "the package has a loader that gives data"
+    return data
+
+
+def _encoded(fields: dict[str, Any]) -> bytes:
+    # Within a script element, nothing that a file is called can end it.
+    return json.dumps(fields, separators=(",", ":"), allow_nan=False).translate(_ESCAPED).encode()
