@@ -14,15 +14,12 @@ from swiprctl.protocol import SwiprError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Final, TypeVar
+    from typing import TypeVar
 
     from swiprctl.images import Image
     from swiprctl.protocol import Result
 
     SomeImage = TypeVar("SomeImage", bound=Image)
-
-HOPELESS: Final = frozenset({"unavailable", "bad_reply"})
-"""Codes after which no other image is worth asking for."""
 
 
 class _Item:
@@ -175,7 +172,7 @@ class Batch:
                 self._unasked.append(item)
                 self._ask_later(error)
                 return
-            if error.code in HOPELESS:
+            if error.code in session.HOPELESS:
                 raise
             outcome = error
         item.settle(outcome)

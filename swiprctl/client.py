@@ -120,11 +120,12 @@ class Client:
         """
         from swiprctl.batch import Batch  # a program that asks once does without
 
-        if in_flight < 1:
-            raise ValueError(f"expected at least 1 image in flight, got {in_flight}")
-        session.check_timeout(timeout)
         return Batch(
-            self.socket_path, self._ids, thumbnail=thumbnail, in_flight=in_flight, timeout=timeout
+            self.socket_path,
+            self._ids,
+            thumbnail=thumbnail,
+            in_flight=session.check_in_flight(in_flight),
+            timeout=session.check_timeout(timeout),
         ).run(images)
 
     def ping(self) -> None:

@@ -26,6 +26,9 @@ IN_FLIGHT: Final = 8
 """Images of one batch that are sent before the first is answered: enough to keep a few workers at
 work, and few enough for other clients to get their turns in between."""
 
+HOPELESS: Final = frozenset({"cannot_connect", "unavailable", "bad_reply"})
+"""Codes after which no other image of a batch is worth asking for."""
+
 
 class Session:
     """What was asked on one connection and not answered yet.
@@ -94,6 +97,17 @@ def check_timeout(timeout: float) -> float:
             f"expected a timeout above 0 and up to {MAX_TIMEOUT:g} seconds, got {timeout}"
         )
     return timeout
+
+
+def check_in_flight(in_flight: int) -> int:
+    """Return ``in_flight``, a number of images.
+
+    Raises:
+        ValueError: it is below 1.
+    """
+    if in_flight < 1:
+        raise ValueError(f"expected at least 1 image in flight, got {in_flight}")
+    return in_flight
 
 
 def compute_request(

@@ -21,6 +21,7 @@ FLOORS = {
     "swiprctl.connection": 2,
     "swiprctl.batch": 3,
     "swiprctl.client": 4,
+    "swiprctl.aio": 3,
     "swiprctl": 5,
     "swiprctl.terminal": 1,
     "swiprctl.commands.formats": 2,
