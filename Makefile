@@ -1,9 +1,10 @@
-# make demo       set everything up, score two photographs through the real daemon, stop it again
-# make test       set everything up, run all tests, linters and the type checker
-# make soak       try what test tries of faults, for hours
-# make install    as root: the software, its user, units, man pages; then the socket is enabled
-# make uninstall  as root: take all that away again, but for settings and models
-# make clean      remove what demo and test have made
+# make demo           set everything up, score two photographs through the real daemon, stop it again
+# make test           set everything up, run all tests, linters and the type checker
+# make soak           try what test tries of faults, for hours
+# make swiprctl.pyz   the client as one file, for any machine with Python
+# make install        as root: the software, its user, units, man pages; then the socket is enabled
+# make uninstall      as root: take all that away again, but for settings and models
+# make clean          remove what demo and test have made
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -29,6 +30,9 @@ test: $(VENV)/installed-test
 soak: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest --soak --timeout 0 tests/faults
 
+swiprctl.pyz: tools/make_pyz.py $(wildcard swiprctl/*.py swiprctl/commands/*)
+	$(PYTHON) tools/make_pyz.py $@
+
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV). Torch is large: this takes minutes."
@@ -46,7 +50,7 @@ uninstall:
 	tools/uninstall
 
 clean:
-	rm -rf $(VENV) build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) swiprctl.pyz build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: demo test soak install uninstall clean

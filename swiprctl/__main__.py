@@ -78,15 +78,49 @@ def _parser() -> argparse.ArgumentParser:
         help="speak like the script that swipr replaces: print the scores, or -1 unknown,"
         " -2 no such path, -3 not analyzed, -4 not connected",
     )
-    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    _add_compute(_add(commands, "compute", "print the scores of images, as in 0.66,0.33", _compute))
-    _add_report(
-        _add(commands, "report", "write a page that shows images, sorted by score", _report)
+    commands = parser.add_subparsers(
+        dest="command",
+        title="commands",
+        metavar="COMMAND",
+        parser_class=Command,  # type: ignore[type-var] # it is as much of a parser as is asked for
     )
-    _add(commands, "ping", "print pong when the daemon answers", _ping)
-    _add_status(_add(commands, "status", "print what the daemon is doing", _status))
-    _add(commands, "reload", "let the daemon read its settings and model again", _reload)
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, command=command, help=command.help)
     return parser
+
+
+class Command:
+    """A command to argparse, which gets the command's own parser only when that is needed.
+
+    Making one takes longer than all the rest of a ping.
+
+    Args:
+        command: what it is.
+        prog: what it is called in messages.
+    """
+
+    def __init__(self, *, command: _Command, prog: str) -> None:
+        self._command = command
+        self._prog = prog
+
+    def parse_known_args(self, args: Any, namespace: Any) -> Any:
+        """Do what argparse asks a parser for."""
+        return self.parser().parse_known_args(args, namespace)
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Return the command's parser."""
+        parser = argparse.ArgumentParser(
+            prog=self._prog,
+            description=self._command.help,
+            formatter_class=_formatter,
+            allow_abbrev=False,
+        )
+        parser.set_defaults(run=self._command.run)
+        # After the command too; left out there, what stood before it counts.
+        _add_common(parser, argparse.SUPPRESS, argparse.SUPPRESS)
+        if self._command.add_arguments is not None:
+            self._command.add_arguments(parser)
+        return parser
 
 
 def _refuse_unknown_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -102,18 +136,6 @@ def _refuse_unknown_options(parser: argparse.ArgumentParser, argv: Sequence[str]
 def _formatter(prog: str) -> argparse.HelpFormatter:
     # With a width of its own it need not ask for the terminal's, which costs 5 ms at every start.
     return argparse.RawDescriptionHelpFormatter(prog, width=80)
-
-
-def _add(
-    commands: Any, name: str, help: str, run: Callable[..., int | None]
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=help, description=help, formatter_class=_formatter, allow_abbrev=False
-    )
-    parser.set_defaults(run=run)
-    # After the command too; left out there, what stood before it counts.
-    _add_common(parser, argparse.SUPPRESS, argparse.SUPPRESS)
-    return parser
 
 
 def _add_common(parser: argparse.ArgumentParser, socket: Any, timeout: Any) -> None:
@@ -255,6 +277,29 @@ def _status(client: Client, args: argparse.Namespace) -> None:
 def _reload(client: Client, args: argparse.Namespace) -> None:
     client.reload()
     write("reloaded\n")
+
+
+class _Command:
+    __slots__ = ("add_arguments", "help", "run")
+
+    def __init__(
+        self,
+        help: str,
+        run: Callable[[Client, argparse.Namespace], int | None],
+        add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+    ) -> None:
+        self.help = help
+        self.run = run
+        self.add_arguments = add_arguments
+
+
+COMMANDS: Final = {
+    "compute": _Command("print the scores of images, as in 0.66,0.33", _compute, _add_compute),
+    "report": _Command("write a page that shows images, sorted by score", _report, _add_report),
+    "ping": _Command("print pong when the daemon answers", _ping),
+    "status": _Command("print what the daemon is doing", _status, _add_status),
+    "reload": _Command("let the daemon read its settings and model again", _reload),
+}
 
 
 def _tuple(scores: tuple[float, ...]) -> str:

@@ -12,7 +12,6 @@ import time
 
 from swiprctl import protocol, session
 from swiprctl.connection import Connection, default_socket
-from swiprctl.images import absolute_name, name_of, open_image
 from swiprctl.protocol import Result, SwiprError
 from swiprctl.session import DEFAULT_TIMEOUT, IN_FLIGHT, RELOAD_TIMEOUT
 
@@ -79,6 +78,8 @@ class Client:
                 for a path that cannot be opened; ``cannot_connect`` and ``timeout`` where the
                 daemon does not answer; otherwise the daemon's own code.
         """
+        from swiprctl.images import absolute_name, name_of, open_image  # what a ping does without
+
         request = session.compute_request(
             absolute_name(image), timeout=self.timeout, thumbnail=thumbnail
         )
