@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
 import re
 import select
+import shutil
 import signal
 import socket
 import threading
@@ -22,7 +24,9 @@ import pytest
 from swiprctl import Client, SwiprError
 from swiprd.config import DEFAULT_BUNDLE
 from tests.daemon import CHELSEA, exchange, wait_until
+from tests.documents import DOCUMENTS, examples
 from tests.machine import PROJECT, Machine, why_not
+from tests.test_documents import ELSEWHERE, INSTALLED_BY_CI
 
 # In CI nothing is skipped: a machine that cannot be booted there is a failure.
 WHY_NOT = why_not()
@@ -148,6 +152,54 @@ def test_man_pages_are_where_man_looks(installed: Machine) -> None:
         path = f"/usr/local/share/man/man{section}/{name}.{section}"
         found = installed.run("man", "-w", section, name).stdout.strip()
         assert (installed.root / found[1:]).samefile(installed.root / path[1:])
+
+
+SUDO = """#!/bin/sh
+if [ "$1" = -u ]; then
+    exec runuser -u "$2" -- sh -c 'shift 2; exec "$@"' - "$@"
+fi
+exec "$@"
+"""
+"""What stands in for sudo, which a machine may lack."""
+AS_ROOT = [
+    (document, [example.command for example in group])
+    for document in DOCUMENTS
+    for _, group in itertools.groupby(
+        (
+            example
+            for example in examples(document)
+            if example.as_root
+            and example.command not in ELSEWHERE
+            and not example.command.startswith(INSTALLED_BY_CI)
+        ),
+        key=lambda example: example.block,
+    )
+]
+
+
+@pytest.mark.parametrize(("document", "commands"), AS_ROOT)
+def test_what_a_document_tells_root_to_do_works(
+    machine: Machine, document: str, commands: list[str]
+) -> None:
+    """Block by block, in a clone that has the bundles which it speaks of."""
+    sudo = machine.root / "usr/local/bin/sudo"
+    sudo.write_text(SUDO)
+    sudo.chmod(0o755)
+    desk = machine.root / "root/desk"
+    desk.mkdir()
+    (desk / "tests").symlink_to("/srv/project/tests")
+    for name in ("swipr.safetensors", "net.safetensors"):
+        shutil.copy(DEFAULT_BUNDLE, desk / name)
+    (machine.root / "var/lib/prometheus/node-exporter").mkdir(parents=True, exist_ok=True)
+    script = "\n".join(["set -e", "cd /root/desk", *commands])
+    try:
+        if "--detach" in script:  # where no service manager is
+            machine.run("systemctl", "disable", "--now", "swipr.socket")
+        machine.run("env", "USER=ada", "bash", "-c", script)
+    finally:
+        shutil.rmtree(desk)
+        sudo.unlink()
+        machine.run("systemctl", "enable", "--now", "swipr.socket")
 
 
 # --- requests ------------------------------------------------------------------------------------
