@@ -13,6 +13,7 @@ import select
 import shlex
 import shutil
 import subprocess
+import sys
 import termios
 import time
 import tomllib
@@ -38,7 +39,10 @@ from swiprd.config import (
 )
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("swiprctl.1", "swiprd.8", "swiprd.toml.5")
+BY_HAND = ("swiprctl.1", "swiprd.8", "swiprd.toml.5")
+PAGES = (*BY_HAND, "swipr-protocol.7")
+PROTOCOL = ROOT / "PROTOCOL.md"
+MAKE_PROTOCOL_PAGE = ROOT / "tools" / "make_protocol_page.py"
 TEMPLATE = ROOT / "etc" / "swiprd.toml"
 COMPLETION = ROOT / "etc" / "swipr.bash-completion"
 
@@ -311,7 +315,7 @@ def pages() -> dict[str, Page]:
     return {name: Page(name) for name in PAGES}
 
 
-def rendered(page: str, *options: str, width: int = 80) -> subprocess.CompletedProcess[str]:
+def rendered(page: str | Path, *options: str, width: int = 80) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [MAN, *options, "-l", str(ROOT / "docs" / page)],
         env={**os.environ, "MANWIDTH": str(width), "LC_ALL": "C.UTF-8", "MANPAGER": "cat"},
@@ -352,11 +356,122 @@ def test_groff_has_no_warning(page: str) -> None:
 
 
 def test_pages_refer_to_each_other(pages: dict[str, Page]) -> None:
-    """Each page names both others where one looks for them."""
+    """Each page names all others where one looks for them."""
     for name, page in pages.items():
         others = [other.rpartition(".")[::2] for other in PAGES if other != name]
         for title, number in others:
             assert f"{title} {number}" in page.sections["SEE ALSO"]
+
+
+# --- the page that is made -----------------------------------------------------------------------
+
+
+def make_page(page: Path, source: Path = PROTOCOL) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", str(MAKE_PROTOCOL_PAGE), str(source), str(page)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def unfolded(lines: list[str]) -> list[str]:
+    """Return the lines of the wire among ``lines`` as they were before they were folded."""
+    found: list[str] = []
+    for line in lines:
+        if line.startswith(("> ", "< ")):
+            found.append(line)
+        elif line.startswith("+ "):
+            found[-1] += line.removeprefix("+ ")
+    return found
+
+
+def test_the_page_of_the_protocol_is_that_of_today(folder: Path) -> None:
+    """What is in docs is what PROTOCOL.md makes."""
+    done = make_page(folder / "page")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    made, kept = (folder / "page").read_text(), (ROOT / "docs" / PAGES[-1]).read_text()
+    assert made == kept, (
+        f"PROTOCOL.md has changed: run python {MAKE_PROTOCOL_PAGE.relative_to(ROOT)}"
+    )
+
+
+@needs_man
+def test_the_page_of_the_protocol_has_all_that_is_in_its_source() -> None:
+    """Each line of the wire once it is unfolded, each paragraph, each cell, each line of code."""
+    source, shown = PROTOCOL.read_text(), rendered(PAGES[-1]).stdout
+    lines = [line.strip() for line in shown.splitlines()]
+    assert unfolded(lines) == [line for line in source.splitlines() if line[:2] in ("> ", "< ")]
+    for pattern, stands_for in (
+        (r"(?s)^```wire\n.*?^```$", ""),
+        (r"^\|.*\n\|[-|]+$", ""),  # titles of columns; most stand at each item
+        (r"^(# .*|#+)", ""),
+        (r"`(.+?)`", r"'\1'"),
+        (r"\[([^]]+)\]\([^)]+\)", r"\1"),
+    ):
+        source = re.sub(pattern, stands_for, source, flags=re.MULTILINE)
+    parts = [squeezed(part) for part in re.split(r"(?m)\n\n|^- |\|", source)]
+    assert len(parts) > 100
+    # Sections have capitals; what stands at the head of an item has no quotes.
+    assert [part for part in parts if part.strip("'").lower() not in squeezed(shown).lower()] == []
+
+
+def squeezed(text: str) -> str:
+    """Return ``text`` without spaces and hyphenation, and with one kind of single quotes."""
+    return re.sub(r"\s", "", re.sub(r"\u2010\s+", "", re.sub("[\u2018\u2019]", "'", text)))
+
+
+SAMPLE: Final = """\
+# Title
+
+With (`a`), `x`/`y`'s, *some emphasis* and **more**. A [link](#there); -t 30, "é" ~ ^. 'quoted'
+.dot, see swiprd.toml(5): `a "b" \\c - 'd'`.
+
+No is `No`.
+
+## In `code` "and" so on
+
+1. one
+
+   further
+2. two
+   - inner
+
+### No `op`
+
+| `a` | second | third | last |
+|---|---|---|---|
+| `No` | `b` | c | the *end* |
+
+    .dot 'x' `x` ~ ^ \\n -t é
+"""
+SHOWN: Final = """\
+With ('a'), 'x'/'y''s, some emphasis and more. A link; -t 30, "é" ~ ^. 'quoted' .dot, see
+swiprd.toml(5): 'a "b" \\c - 'd''. No is 'No'.
+IN CODE "AND" SO ON 1. one further 2. two • inner
+No op No second: 'b'; third: c the end
+.dot 'x' `x` ~ ^ \\n -t é
+"""
+
+
+@needs_man
+@needs_groff
+def test_a_page_is_made_of_all_that_the_source_may_hold(folder: Path) -> None:
+    """Nothing in it is taken for a command of roff's, nothing is lost, and nothing gets a space."""
+    (folder / "source").write_text(SAMPLE)
+    assert make_page(folder / "page.7", folder / "source").returncode == 0
+    done = rendered(folder / "page.7", "--warnings")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = re.sub(r"(?s)Long lines.*between\.", "", re.sub("[\u2018\u2019]", "'", done.stdout))
+    assert " ".join(SHOWN.split()) in " ".join(found.split())
+    command = [GROFF, "-mdoc", "-ww", "-z", "-Tutf8", str(folder / "page.7")]
+    assert subprocess.run(command, capture_output=True, check=True).stderr == b""
+
+
+@pytest.mark.parametrize("source", ["# T\n\n> quoted", "# T\n\n#### deep", "# T\n\n<b>x</b>"])
+def test_a_page_is_not_made_of_what_has_no_rule(source: str, folder: Path) -> None:
+    """It is refused, and not left out."""
+    (folder / "source").write_text(source)
+    done = make_page(folder / "page.7", folder / "source")
+    assert done.returncode == 1
+    assert done.stderr.startswith("no rule for ")
+    assert not (folder / "page.7").exists()
 
 
 # --- options and commands ------------------------------------------------------------------------
@@ -447,7 +562,7 @@ def test_the_page_of_swiprd_names_the_choices(pages: dict[str, Page]) -> None:
 EXAMPLE: Final = re.compile(r"^(?:[$#>] +)?(?:sudo )?(swiprctl|swiprd) (.*)")
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", BY_HAND)
 def test_examples_are_command_lines_that_the_code_takes(
     page: str, commands: dict[str, Command], pages: dict[str, Page]
 ) -> None:

@@ -147,7 +147,7 @@ def test_the_service_is_hardly_exposed(installed: Machine) -> None:
 
 def test_man_pages_are_where_man_looks(installed: Machine) -> None:
     """Man finds the pages under their names."""
-    for page in ("1 swiprctl", "8 swiprd", "5 swiprd.toml"):
+    for page in ("1 swiprctl", "8 swiprd", "5 swiprd.toml", "7 swipr-protocol"):
         section, name = page.split()
         path = f"/usr/local/share/man/man{section}/{name}.{section}"
         found = installed.run("man", "-w", section, name).stdout.strip()
