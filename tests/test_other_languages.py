@@ -16,8 +16,8 @@ from typing import IO, Final
 import pytest
 
 from swiprctl import protocol
-from swiprctl.__main__ import NO_ANSWER_CODES
-from swiprctl.client import SYSTEM_SOCKET
+from swiprctl.connection import SYSTEM_SOCKET
+from swiprctl.terminal import NO_ANSWER_CODES
 from tests.daemon import CHELSEA, SWIPRCTL, Daemon
 from tests.peer import Behaviour, Peer, Talk, closes_without_answer, full_backlog
 
