@@ -448,3 +448,18 @@ def test_memory_is_flat_however_many_there_are(folder: Path) -> None:
 
     few, many = most_memory(100), most_memory(10_000)
     assert many - few < 1024, (few, many)
+
+
+def test_the_client_costs_little_beside_the_work(daemon: Daemon, folder: Path) -> None:
+    """At most a twentieth of the whole time is its own processor's, its start included."""
+    (folder / "names").write_text(f"{CHELSEA}\n{COFFEE}\n" * 100)
+    command = [*SWIPRCTL, "--socket", daemon.path, "compute", "--files-from", folder / "names"]
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
+    took = time.monotonic() - began
+    cost = usage.ru_utime + usage.ru_stime
+    print(f"200 pictures in {took:.1f} s, {cost / took:.1%} of it the client's own")
+    assert status == 0
+    assert cost <= took / 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import io
@@ -20,11 +21,11 @@ from typing import IO, Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageStat
 
 from swiprctl import protocol
 from swiprctl.protocol import MAX_LINE, LineReader
-from swiprd.bundle import read_bundle, write_bundle
+from swiprd.bundle import Golden, read_bundle, write_bundle
 from swiprd.config import DEFAULT_BUNDLE
 from swiprd.engines import eager
 from swiprd.model import Model
@@ -78,15 +79,18 @@ class Worker:
         self.first = self.receive()
         return self.first
 
-    def ask(self, id: int, fd: int) -> None:
+    def ask(self, id: int, fd: int, thumbnail: int | None = None) -> None:
         """Send a request and its descriptor."""
-        socket.send_fds(self.socket, [protocol.encode({"id": id})], [fd])
+        request = {"id": id, "thumbnail": thumbnail}
+        socket.send_fds(self.socket, [protocol.encode(request)], [fd])
 
-    def score(self, id: int, path: Path, flags: int = os.O_RDONLY) -> dict[str, Any]:
+    def score(
+        self, id: int, path: Path, flags: int = os.O_RDONLY, thumbnail: int | None = None
+    ) -> dict[str, Any]:
         """Send the file at ``path`` and return the reply."""
         fd = os.open(path, flags)
         try:
-            self.ask(id, fd)
+            self.ask(id, fd, thumbnail)
         finally:
             os.close(fd)
         return self.receive()
@@ -290,6 +294,48 @@ def test_after_many_requests_no_descriptor_is_left(ready: Worker, folder: Path) 
     for id in range(50):
         assert ready.score(id, paths[id % len(paths)])["id"] == id
     assert ready.descriptors() == before
+
+
+# --- thumbnails ---------------------------------------------------------------------------------
+
+
+def test_a_thumbnail_goes_along_with_the_same_scores(ready: Worker) -> None:
+    """A whole JPEG, of the whole picture; where none is wanted there is none."""
+    plain = ready.score(1, CHELSEA)
+    reply = ready.score(2, CHELSEA, thumbnail=64)
+    assert reply["scores"] == plain["scores"]
+    assert "thumbnail" not in plain
+    small = Image.open(io.BytesIO(base64.b64decode(reply["thumbnail"]["data"], validate=True)))
+    assert (small.format, small.mode) == ("JPEG", "RGB")
+    assert small.size == (reply["thumbnail"]["width"], reply["thumbnail"]["height"]) == (64, 43)
+    with Image.open(CHELSEA) as picture:
+        expected = picture.resize(small.size)
+    means = [ImageStat.Stat(image).mean for image in (small, expected)]
+    assert means[0] == pytest.approx(means[1], abs=3)
+
+
+def test_a_thumbnail_that_does_not_fit_is_left_out(folder: Path) -> None:
+    """Where labels fill the line, the scores come without it."""
+    bundle = read_bundle(DEFAULT_BUNDLE)
+    labels = tuple(f"{number:020}" for number in range(1000))
+    every_class = dataclasses.replace(bundle.manifest, labels=labels, outputs=None, golden=())
+    weights = {k: v for k, v in bundle.tensors.items() if not k.startswith("golden.")}
+    many = dataclasses.replace(bundle, manifest=every_class, tensors=weights)
+    model = Model(many, eager(many), max_pixels=MAX_PIXELS)
+    golden = tuple(
+        Golden(found.image, model.compute(bytes(bundle.tensors[found.image].data)))
+        for found in bundle.manifest.golden
+    )
+    path = str(folder / "many.safetensors")
+    write_bundle(path, dataclasses.replace(every_class, golden=golden), bundle.tensors)
+    noise = folder / "noise.png"
+    Image.frombytes("RGB", (256, 256), os.urandom(256 * 256 * 3)).save(noise)
+    with start() as worker:
+        worker.load(model=path)
+        assert "thumbnail" in worker.score(1, CHELSEA, thumbnail=64)
+        reply = worker.score(2, noise, thumbnail=256)
+        assert len(reply["scores"]) == 1000
+        assert "thumbnail" not in reply
 
 
 # --- the end -------------------------------------------------------------------------------------
