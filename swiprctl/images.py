@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MAX_STREAM: Final = 2**30
 """Bytes taken of what is no file: no daemon can be told to take larger ones."""
 _CHUNK: Final = 2**16
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors for want of descriptors or memory: they say nothing about the image."""
 
 
 def open_image(image: Image) -> int:
@@ -64,9 +66,7 @@ def _open_path(path: str) -> int:
     except PermissionError:
         raise SwiprError("permission_denied", f"{path}: no permission to read it") from None
     except OSError as error:
-        # Out of descriptors or memory: that says nothing about the image.
-        exhausted = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-        code = "busy" if exhausted else "not_a_file"
+        code = "busy" if error.errno in _EXHAUSTED else "not_a_file"
         raise SwiprError(code, f"{path}: cannot be opened: {error.strerror}") from None
     except ValueError as error:  # a NUL in the name
         raise SwiprError("not_found", f"{path}: no such file: {error}") from None
@@ -80,6 +80,15 @@ def _open_stream(stream: BinaryIO) -> int:
                 return os.dup(fd)
     except (OSError, AttributeError):  # it has no position, or no descriptor
         pass
+    try:
+        return _copy(stream)
+    except OSError as error:
+        code = "busy" if error.errno in _EXHAUSTED else "not_a_file"
+        name = name_of(stream)
+        raise SwiprError(code, f"{name}: cannot be read: {error.strerror}") from None
+
+
+def _copy(stream: BinaryIO) -> int:
     # Anonymous memory is a regular file to whoever is sent it; see memfd_create(2).
     fd = os.memfd_create("image")
     try:
@@ -88,17 +97,13 @@ def _open_stream(stream: BinaryIO) -> int:
             size += len(data)
             if size > MAX_STREAM:
                 raise SwiprError("too_large", f"expected at most {MAX_STREAM} bytes, and more came")
-            _write(fd, data)
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
     except BaseException:
         os.close(fd)
         raise
     return fd
-
-
-def _write(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
 
 
 def _is_regular(fd: int) -> bool:

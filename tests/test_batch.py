@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import os
@@ -194,6 +195,19 @@ def test_an_object_is_called_by_its_name(daemon: Daemon) -> None:
             with pytest.raises(SwiprError) as caught:
                 client.compute(image)
             assert str(caught.value).startswith(f"{name}: expected a picture")
+
+
+def test_a_stream_that_cannot_be_read_is_told() -> None:
+    """With its name, like a file."""
+
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(SwiprError) as caught:
+        Client("/nowhere").compute(Broken())
+    assert caught.value.code == "not_a_file"
+    assert str(caught.value) == "-: cannot be read: Input/output error"
 
 
 def test_more_bytes_than_any_daemon_takes_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

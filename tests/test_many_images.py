@@ -59,6 +59,7 @@ def album(folder: Path) -> Path:
     shutil.copy(COFFEE, place / "below" / "deeper" / "z.png")
     (place / "notes.txt").write_text("no picture")
     (place / "below" / "round.png").symlink_to(place)
+    (place / "c.jpg").symlink_to("c.jpg")
     (place / "c.png").mkdir()
     return place
 
@@ -86,9 +87,33 @@ def test_standard_input_is_an_image_among_others(daemon: Daemon) -> None:
 
 def test_a_folder_is_gone_through_by_name(daemon: Daemon, album: Path) -> None:
     """Files that are named like pictures, and folders below; no link leads round in a circle."""
-    output = printed(daemon, "-r", album)
-    names = [row.split("  ")[1].removeprefix(f"{album}/") for row in output.splitlines()]
+    done = run(daemon, "-r", album)
+    rows = done.stdout.decode().splitlines()
+    names = [row.split("  ")[1].removeprefix(f"{album}/") for row in rows]
     assert names == ["a.png", "b.PNG", "below/deeper/z.png"]
+    assert done.returncode == 1
+    said = "cannot be opened: Too many levels of symbolic links (not_a_file)"
+    assert done.stderr.decode() == f"swiprctl: {album}/c.jpg: {said}\n"
+
+
+def test_folders_may_be_nested_as_deep_as_they_can_be(daemon: Daemon, folder: Path) -> None:
+    """Where their path is too long to be opened, that is told."""
+    place = str(folder)
+    with contextlib.chdir(folder):
+        for _ in range(2100):
+            os.mkdir("a")
+            os.chdir("a")
+    try:
+        shutil.copy(CHELSEA, folder / "z.png")
+        done = run(daemon, "-r", folder)
+    finally:
+        subprocess.run(["/bin/rm", "-r", f"{place}/a"], check=True)
+    assert re.fullmatch(f"{CAT}  {folder}/z.png\n", done.stdout.decode())
+    assert done.returncode == 1
+    assert re.fullmatch(
+        rf"swiprctl: {folder}(/a)+: cannot be gone through: File name too long \(not_a_file\)\n",
+        done.stderr.decode(),
+    )
 
 
 def test_a_folder_needs_to_be_asked_for(daemon: Daemon, album: Path) -> None:
@@ -107,7 +132,7 @@ def test_a_folder_that_may_not_be_read_costs_itself(album: Path) -> None:
     refused: list[tuple[str, SwiprError]] = []
     with unprivileged():
         found = list(find_images(args, lambda *told: refused.append(told), recursive=True))
-    assert found == [f"{album}/a.png", f"{album}/b.PNG", "x"]
+    assert found == [f"{album}/a.png", f"{album}/b.PNG", f"{album}/c.jpg", "x"]
     ((name, error),) = refused
     assert (name, error.code) == (f"{album}/below", "permission_denied")
     assert str(error) == f"{album}/below: cannot be gone through: Permission denied"
@@ -136,26 +161,26 @@ def test_a_list_that_cannot_be_read_is_told(
     assert re.fullmatch(rf"swiprctl: {folder / name}: .+ \({code}\)\n", done.stderr.decode())
 
 
-def test_a_closed_standard_input_is_told(daemon: Daemon) -> None:
-    """It is no empty image."""
+@pytest.mark.parametrize(
+    ("redirection", "words"),
+    [
+        ("<&-", "standard input: Bad file descriptor (not_a_file)"),
+        ("</dev/null", "-: the file is empty (not_an_image)"),
+    ],
+)
+def test_a_standard_input_that_is_no_image_is_told(
+    daemon: Daemon, redirection: str, words: str
+) -> None:
+    """Whatever else it is."""
+    command = [*SWIPRCTL, "--socket", daemon.path, "compute", "-"]
     done = subprocess.run(
-        [
-            "/bin/sh",
-            "-c",
-            'exec "$@" <&-',
-            "sh",
-            *SWIPRCTL,
-            "--socket",
-            daemon.path,
-            "compute",
-            "-",
-        ],
+        ["/bin/sh", "-c", f'exec "$@" {redirection}', "sh", *command],
         capture_output=True,
         check=False,
         timeout=60,
     )
     assert (done.returncode, done.stdout) == (1, b"")
-    assert b"standard input: Bad file descriptor (not_a_file)\n" in done.stderr
+    assert done.stderr.decode() == f"swiprctl: {words}\n"
 
 
 # --- how they are printed ------------------------------------------------------------------------
@@ -453,7 +478,7 @@ def test_memory_is_flat_however_many_there_are(folder: Path) -> None:
 def test_the_client_costs_little_beside_the_work(daemon: Daemon, folder: Path) -> None:
     """At most a twentieth of the whole time is its own processor's, its start included."""
     (folder / "names").write_text(f"{CHELSEA}\n{COFFEE}\n" * 100)
-    command = [*SWIPRCTL, "--socket", daemon.path, "compute", "--files-from", folder / "names"]
+    command = [*SWIPRCTL, "--socket", daemon.path, "compute", "--files-from", str(folder / "names")]
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

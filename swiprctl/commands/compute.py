@@ -5,6 +5,7 @@ from __future__ import annotations
 from swiprctl.commands import formats
 from swiprctl.commands.scoring import Scoring
 from swiprctl.protocol import SwiprError
+from swiprctl.session import DEFAULT_TIMEOUT, RELOAD_TIMEOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def compute(client: Client, args: argparse.Namespace) -> int:
     is_one = len(args.paths) == 1 and args.files_from is None and not args.recursive
     kind = formats.Bare if is_one and args.format == "tuple" else FORMATS[args.format]
     form = kind(labels=args.labels, top=args.top)
-    scoring = Scoring(client, args, recursive=args.recursive)
+    timeout = args.timeout or (DEFAULT_TIMEOUT if is_one else RELOAD_TIMEOUT)
+    scoring = Scoring(client, args, timeout=timeout, recursive=args.recursive)
     count = 0
     for name, result in scoring.run():
         try:

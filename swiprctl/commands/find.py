@@ -53,18 +53,24 @@ def _at(path: str, refuse: Callable[[str, SwiprError], None], recursive: bool) -
 
 
 def _below(folder: str, refuse: Callable[[str, SwiprError], None]) -> Iterator[str]:
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        code = "permission_denied" if isinstance(error, PermissionError) else "not_a_file"
-        refuse(folder, SwiprError(code, f"{folder}: cannot be gone through: {error.strerror}"))
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _below(entry.path, refuse)
-        elif entry.name.lower().endswith(SUFFIXES) and not entry.is_dir():
-            yield entry.path
+    waiting = [(folder, True)]  # the next one last: folders may be nested deeper than calls can be
+    while waiting:
+        path, is_folder = waiting.pop()
+        if not is_folder:
+            yield path
+            continue
+        try:
+            with os.scandir(path) as found:
+                entries = sorted(found, key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            code = "permission_denied" if isinstance(error, PermissionError) else "not_a_file"
+            refuse(path, SwiprError(code, f"{path}: cannot be gone through: {error.strerror}"))
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append((entry.path, True))
+            elif entry.name.lower().endswith(SUFFIXES) and not os.path.isdir(entry.path):
+                waiting.append((entry.path, False))
 
 
 def read_names(list_path: str, end: bytes) -> Iterator[str]:

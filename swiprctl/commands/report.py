@@ -11,6 +11,7 @@ import urllib.parse
 import swiprctl
 from swiprctl.commands.scoring import Scoring
 from swiprctl.protocol import SwiprError
+from swiprctl.session import RELOAD_TIMEOUT
 from swiprctl.terminal import FAILED, NotWritten, in_words, status_of, tell
 
 TYPE_CHECKING = False
@@ -71,7 +72,14 @@ class Page:
         before, _, after = _template().partition(MARK)
         self._file.write(before + b'{"pictures":[')
         failures: list[tuple[str, str, str]] = []
-        scoring = Scoring(client, args, recursive=True, thumbnail=THUMBNAIL, failures=failures)
+        scoring = Scoring(
+            client,
+            args,
+            timeout=args.timeout or RELOAD_TIMEOUT,
+            recursive=True,
+            thumbnail=THUMBNAIL,
+            failures=failures,
+        )
         first: Result | None = None
         try:
             for name, result in scoring.run():

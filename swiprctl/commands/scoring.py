@@ -8,7 +8,6 @@ from swiprctl.commands.find import find_images
 from swiprctl.commands.progress import Progress, is_shown
 from swiprctl.images import name_of
 from swiprctl.protocol import SwiprError
-from swiprctl.session import RELOAD_TIMEOUT
 from swiprctl.terminal import DONE, FAILED, in_words, printable
 
 TYPE_CHECKING = False
@@ -25,7 +24,8 @@ class Scoring:
 
     Args:
         client: of the daemon.
-        args: the command line: ``paths``, ``files_from``, ``null`` and ``timeout``.
+        args: the command line: ``paths``, ``files_from`` and ``null``.
+        timeout: seconds without an answer after which to give up.
         recursive: whether to take the images that are in folders.
         thumbnail: longest side of a small copy that is wanted as well; None: none is.
 
@@ -41,12 +41,14 @@ class Scoring:
         client: Client,
         args: argparse.Namespace,
         *,
+        timeout: float,
         recursive: bool,
         thumbnail: int | None = None,
         failures: list[tuple[str, str, str]] | None = None,
     ) -> None:
         self._client = client
         self._args = args
+        self._timeout = timeout
         self._recursive = recursive
         self._thumbnail = thumbnail
         self._model: str | None = None
@@ -65,7 +67,7 @@ class Scoring:
         images = find_images(self._args, self.refuse, recursive=self._recursive)
         try:
             for image, outcome in self._client.compute_many(
-                images, thumbnail=self._thumbnail, timeout=self._args.timeout or RELOAD_TIMEOUT
+                images, thumbnail=self._thumbnail, timeout=self._timeout
             ):
                 done += 1
                 self.progress.step()
