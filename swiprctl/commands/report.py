@@ -120,9 +120,9 @@ def _about(
         "title": ", ".join(args.paths) or args.files_from,
         "made": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "version": swiprctl.__version__,
-        "model": first and first.model,
-        "engine": first and first.engine,
-        "precision": first and first.precision,
+        "model": first.model if first else "-",
+        "engine": first.engine if first else "-",
+        "precision": first.precision if first else "-",
         "labels": first.labels if first else [],
         "errors": [
             {"name": name, "code": code, "message": message} for name, code, message in failures
