@@ -429,6 +429,16 @@ def test_the_bar_does_not_mix_with_lines(slow: Peer) -> None:
     assert all(re.match(r"0\.5|swiprctl: /none", row) for row in text.splitlines())
 
 
+def test_a_name_cannot_steer_the_terminal(daemon: Daemon, hostile: Path) -> None:
+    """There it is shown escaped; in a pipe its bytes are as they are, as tests above show."""
+    with contextlib.closing(Terminal(daemon, hostile, CHELSEA, own_output=True)) as terminal:
+        wait_until(terminal.has_ended, "its end")
+    first, second = terminal.shown.decode().splitlines()
+    assert first.endswith(rf"  {hostile.parent}/two\nlines\r\\ \x1b[31m.png")
+    assert first.startswith("\\")
+    assert re.fullmatch(f"{CAT}  {CHELSEA}", second)
+
+
 def test_short_work_shows_no_bar(daemon: Daemon) -> None:
     """Nor does a pipe get one, as the other tests show."""
     with contextlib.closing(Terminal(daemon, CHELSEA, COFFEE)) as terminal:

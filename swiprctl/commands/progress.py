@@ -53,9 +53,13 @@ class Progress:
             _show(CLEAR + self._line())
 
     def write(self, text: str) -> None:
-        """Write an answer to standard output; see ``terminal.write``."""
-        if self._is_drawn and sys.stdout is not None and sys.stdout.isatty():
+        """Write an answer to standard output; see ``terminal.write``.
+
+        On a terminal, what is not printable is escaped: names come from strangers.
+        """
+        if sys.stdout is not None and sys.stdout.isatty():
             self.clear()
+            text = "\n".join(map(terminal.printable, text.split("\n")))
         terminal.write(text)
 
     def tell(self, message: str) -> None:
