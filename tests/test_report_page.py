@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import html.parser
 import io
-import json
 import os
 import re
 import shutil
@@ -27,10 +26,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
+from swiprctl.commands.report import MARK, encoded
 from tests.daemon import Daemon, wait_until
 
 TEMPLATE = Path(__file__).parent.parent / "swiprctl" / "commands" / "report.html"
-PLACE = "\n@DATA@\n"
 SECONDS = 3.0
 """What nobody should have to wait for, on a slow and busy machine."""
 
@@ -49,13 +48,10 @@ FLAGS = (
 Picture = dict[str, Any]
 
 
-def fill(report: dict[str, Any]) -> str:
-    """Return the page of ``report``, in which no name can end the element that holds it."""
-    data = json.dumps(report)
-    for character in "<>&\u2028\u2029":
-        data = data.replace(character, f"\\u{ord(character):04x}")
-    before, after = TEMPLATE.read_text(encoding="utf-8").split(PLACE)
-    return f"{before}\n{data}\n{after}"
+def fill(report: dict[str, Any]) -> bytes:
+    """Return the page of ``report``, as the command makes it."""
+    before, after = TEMPLATE.read_bytes().split(MARK)
+    return before + encoded(report) + b"\n" + after
 
 
 def thumbnail(shade: int = 0, size: tuple[int, int] = (48, 32)) -> str:
@@ -118,7 +114,7 @@ class Page:
             "pictures": pictures,
             "errors": [],
         }
-        self._path.write_text(fill(report | changes), encoding="utf-8")
+        self._path.write_bytes(fill(report | changes))
         self.browser.get(self._path.as_uri())
 
     def window(self, width: int = 1280, height: int = 900) -> None:
@@ -767,7 +763,7 @@ def test_the_template_has_one_place_for_the_data() -> None:
     """A line of its own, in an element that is data."""
     text = TEMPLATE.read_text(encoding="utf-8")
     assert text.count("@DATA@") == 1
-    assert f'<script type="application/json" id="data">{PLACE}</script>' in text
+    assert f'<script type="application/json" id="data">\n{MARK.decode()}</script>' in text
 
 
 class Structure(html.parser.HTMLParser):

@@ -87,7 +87,7 @@ class Page:
                     scoring.refuse(name, _other_labels(name))
                     continue
                 separator = b"" if first is None else b",\n"
-                self._file.write(separator + _encoded(self._picture(name, result)))
+                self._file.write(separator + encoded(self._picture(name, result)))
                 first = first or result
             status = scoring.status
         except SwiprError as error:
@@ -95,7 +95,7 @@ class Page:
             tell(in_words(error))
             failures.append((_REST, error.code, error.message))
             status = status_of(error)
-        self._file.write(b"],\n" + _encoded(_about(args, first, failures))[1:] + b"\n" + after)
+        self._file.write(b"],\n" + encoded(_about(args, first, failures))[1:] + b"\n" + after)
         return status
 
     def _picture(self, name: str, result: Result) -> dict[str, Any]:
@@ -140,6 +140,6 @@ def _template() -> bytes:
     return data
 
 
-def _encoded(fields: dict[str, Any]) -> bytes:
-    # Within a script element, nothing that a file is called can end it.
+def encoded(fields: dict[str, Any]) -> bytes:
+    """Return ``fields`` as JSON that can stand in a script element: no name in it can end that."""
     return json.dumps(fields, separators=(",", ":"), allow_nan=False).translate(_ESCAPED).encode()
