@@ -2,7 +2,7 @@
 # make test           set everything up, run all tests, linters and the type checker
 # make soak           try what test tries of faults, for hours
 # make swiprctl.pyz   the client as one file, for any machine with Python
-# make install        as root: the software, its user, units, man pages; then the socket is enabled
+# make install        as root: the software, its user, units, man pages, completion; the socket is enabled
 # make uninstall      as root: take all that away again, but for settings and models
 # make clean          remove what demo and test have made
 
@@ -15,11 +15,16 @@ PREFIX ?= /opt/swipr
 BINDIR ?= /usr/local/bin
 MANDIR ?= /usr/local/share/man
 COMPLETIONDIR ?= /usr/local/share/bash-completion/completions
+ZSHCOMPLETIONDIR ?= /usr/local/share/zsh/site-functions
+# Where XDG_DATA_DIRS is not set, as in many a login by ssh, Debian's fish looks in
+# /usr/share/fish/vendor_completions.d and /etc/fish/completions only.
+FISHCOMPLETIONDIR ?= /usr/local/share/fish/vendor_completions.d
 UNITDIR ?= /usr/local/lib/systemd/system
 USERUNITDIR ?= /usr/local/lib/systemd/user
 SYSUSERSDIR ?= /usr/local/lib/sysusers.d
 CONFDIR ?= /etc/swipr
-export DESTDIR PREFIX BINDIR MANDIR COMPLETIONDIR UNITDIR USERUNITDIR SYSUSERSDIR CONFDIR
+export DESTDIR PREFIX BINDIR MANDIR COMPLETIONDIR ZSHCOMPLETIONDIR FISHCOMPLETIONDIR
+export UNITDIR USERUNITDIR SYSUSERSDIR CONFDIR
 
 demo: $(VENV)/installed
 	tools/demo $(VENV)/bin

@@ -203,8 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--detach", action="store_true", help="go on in the background")
     for flag, help in (
-        ("--pid-file", "with --detach: holds its process id [beside socket]"),
-        ("--log-file", "with --detach: where to log [syslog]"),
+        ("--pid-file", "its process id, with --detach [beside socket]"),
+        ("--log-file", "where to log, with --detach [syslog]"),
     ):
         parser.add_argument(flag, metavar="PATH", help=help, type=_absolute)
     for setting in SETTINGS:

@@ -255,7 +255,13 @@ SETTINGS: Final = (
     ),
     Setting("recycle_mib", 1024, "N", "MiB a worker may gain; 0: any [{}]", _integer(0, 2**20)),
     Setting("admin_users", "", "NAMES", "who else may reload, as in alice,bob [nobody]", _names),
-    Setting("log_level", "info", "LEVEL", "|".join(LOG_LEVELS) + " [{}]", _choice(LOG_LEVELS)),
+    Setting(
+        "log_level",
+        "info",
+        "LEVEL",
+        f"what to log: {'|'.join(LOG_LEVELS)} [{{}}]",
+        _choice(LOG_LEVELS),
+    ),
 )
 
 assert [s.name for s in SETTINGS] == [f.name for f in fields(Config)]

@@ -1,21 +1,15 @@
-"""The manual pages, the template of the settings and bash's completion, held to the code."""
+"""The manual pages and the template of the settings, held to the code."""
 
 from __future__ import annotations
 
-import argparse
 import ast
-import contextlib
 import importlib
 import os
-import pty
 import re
-import select
 import shlex
 import shutil
 import subprocess
 import sys
-import termios
-import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,37 +19,33 @@ from typing import Any, Final
 import pytest
 
 import swiprctl.__main__
+import swiprctl.terminal
 import swiprd.__main__
 from swiprctl.connection import SYSTEM_SOCKET
 from swiprctl.session import DEFAULT_TIMEOUT, MAX_TIMEOUT, RELOAD_TIMEOUT
 from swiprd.config import (
     DEFAULT_FILE,
-    LOG_LEVELS,
-    PRECISIONS,
     SETTINGS,
     SYSTEM_CACHE,
     Setting,
     load_config,
 )
+from tests.parsers import CHOICES, Command, both_commands, operands_of, options_of
 
 ROOT = Path(__file__).parent.parent
 BY_HAND = ("swiprctl.1", "swiprd.8", "swiprd.toml.5")
 PAGES = (*BY_HAND, "swipr-protocol.7")
+PAGE_OF = {"swiprctl": "swiprctl.1", "swiprd": "swiprd.8"}
 PROTOCOL = ROOT / "PROTOCOL.md"
 MAKE_PROTOCOL_PAGE = ROOT / "tools" / "make_protocol_page.py"
 TEMPLATE = ROOT / "etc" / "swiprd.toml"
-COMPLETION = ROOT / "etc" / "swipr.bash-completion"
 
 NAMES = [setting.name for setting in SETTINGS]
 NOT_IN_TOML = ("model", "cache_dir", "socket")
 """Settings whose default is no value that could stand in a file for everybody."""
-PATHS = ("PATH", "FILE", "BUNDLE", "IMAGE", "SOURCE")
-"""What options and operands that are files call their values; DIR is a folder."""
-CHOICES = {"precision": PRECISIONS, "log_level": LOG_LEVELS}
 
 MAN = shutil.which("man") or ""
 GROFF = shutil.which("groff") or ""
-BASH = shutil.which("bash") or ""
 
 NOTHING = r"\&"
 """What roff takes for a word, and is none."""
@@ -64,84 +54,26 @@ needs_man = pytest.mark.skipif(MAN == "", reason="man is not there; install Debi
 needs_groff = pytest.mark.skipif(
     GROFF == "", reason="groff is not there; install Debian's groff-base"
 )
-needs_bash = pytest.mark.skipif(BASH == "", reason="bash is not there")
 
 
 # --- what the code has ---------------------------------------------------------------------------
 
 
-def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    return {}
-
-
-def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    return {name: action for action in parser._actions for name in action.option_strings}
-
-
-def operands_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    return [
-        action
-        for action in parser._actions
-        if not action.option_strings and not isinstance(action, argparse._SubParsersAction)
-    ]
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command as its parsers describe it.
-
-    Attributes:
-        main: the parser without a command.
-        commands: the parser of each command.
-        page: its manual page.
-        modules: where it reads the environment and returns its exit status.
-    """
-
-    main: argparse.ArgumentParser
-    commands: dict[str, argparse.ArgumentParser]
-    page: str
-    modules: tuple[str, ...]
-
-    @property
-    def parsers(self) -> list[argparse.ArgumentParser]:
-        """All parsers."""
-        return [self.main, *self.commands.values()]
-
-    def parser(self, *words: str) -> argparse.ArgumentParser:
-        """Return the parser of a command line that begins with ``words``."""
-        return self.commands[words[0]] if words and words[0] in self.commands else self.main
+MODULES: Final = {
+    "swiprctl": ("swiprctl.__main__", "swiprctl.connection", "swiprctl.commands.progress"),
+    "swiprd": (
+        "swiprd.__main__",
+        "swiprd.commands",
+        *(f"swiprd.{path.stem}" for path in sorted((ROOT / "swiprd").glob("[a-z]*.py"))),
+    ),
+}
+"""Where each command reads the environment and returns its exit status."""
 
 
 @pytest.fixture(scope="module")
 def commands() -> dict[str, Command]:
-    """Both commands. Those of swiprd import torch, so they are not asked for without need."""
-    from swiprd.commands import compile_, import_, show, verify
-
-    of_swiprd = argparse.ArgumentParser().add_subparsers()
-    for command in (import_, compile_, show, verify):
-        command.add_to(of_swiprd)
-    of_swiprctl = swiprctl.__main__._parser()
-    return {
-        "swiprctl": Command(
-            of_swiprctl,
-            commands_of(of_swiprctl),
-            "swiprctl.1",
-            ("swiprctl.__main__", "swiprctl.client"),
-        ),
-        "swiprd": Command(
-            swiprd.__main__._parser(),
-            dict(of_swiprd.choices),
-            "swiprd.8",
-            (
-                "swiprd.__main__",
-                "swiprd.commands",
-                *(f"swiprd.{path.stem}" for path in sorted((ROOT / "swiprd").glob("[a-z]*.py"))),
-            ),
-        ),
-    }
+    """Both commands."""
+    return both_commands()
 
 
 def tree_of(module: str) -> ast.Module:
@@ -234,7 +166,7 @@ class Item:
     @property
     def options(self) -> list[str]:
         """The options at the head, dashes included."""
-        return re.findall(r"(?:^|, )(--?[a-z][\w-]*)", self.head)
+        return re.findall(r"(?:^|, )(--?[a-z0][\w-]*)", self.head)
 
     @property
     def word(self) -> str:
@@ -400,6 +332,7 @@ def test_the_page_of_the_protocol_has_all_that_is_in_its_source() -> None:
     assert unfolded(lines) == [line for line in source.splitlines() if line[:2] in ("> ", "< ")]
     for pattern, stands_for in (
         (r"(?s)^```wire\n.*?^```$", ""),
+        (r"^```.*$", ""),
         (r"^\|.*\n\|[-|]+$", ""),  # titles of columns; most stand at each item
         (r"^(# .*|#+)", ""),
         (r"`(.+?)`", r"'\1'"),
@@ -483,7 +416,7 @@ def test_the_page_lists_the_options_that_the_code_has_and_no_others(
 ) -> None:
     """Each is an item, with the word for its value. What only commands of swiprd take is not."""
     command = commands[name]
-    listed = [(option, item) for item in pages[command.page].items for option in item.options]
+    listed = [(option, item) for item in pages[PAGE_OF[name]].items for option in item.options]
     assert len(dict(listed)) == len(listed), "an option is listed twice"
     expected = options_of(command.main)
     if name == "swiprctl":
@@ -493,7 +426,8 @@ def test_the_page_lists_the_options_that_the_code_has_and_no_others(
     assert dict(listed).keys() == expected.keys()
     for option, item in listed:
         value = expected[option].metavar
-        assert item.head.partition(option)[2].strip() in (value or "", ", --help")
+        behind = re.sub(r"^, --[\w-]+", "", item.head.partition(option)[2])
+        assert behind.strip() == (value or "")
 
 
 @pytest.mark.parametrize("name", ["swiprctl", "swiprd"])
@@ -504,7 +438,7 @@ def test_the_page_mentions_no_option_that_the_code_has_not(
     known = {
         name for command in commands.values() for p in command.parsers for name in options_of(p)
     }
-    page = pages[commands[name].page]
+    page = pages[PAGE_OF[name]]
     text = [*page.sections.values(), *(item.head for item in page.items)]
     mentioned = {word for part in text for word in re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", part)}
     assert mentioned
@@ -528,7 +462,7 @@ def test_the_page_lists_the_commands_that_the_code_has_and_no_others(
 ) -> None:
     """Each is an item, with its operands, and stands in the synopsis."""
     command = commands[name]
-    page = pages[command.page]
+    page = pages[PAGE_OF[name]]
     found = [item for item in page.under("DESCRIPTION", "Commands") if item.word.isalpha()]
     assert [item.word for item in found if item.word not in command.commands] == []
     assert sorted(item.word for item in found) == sorted(command.commands)
@@ -547,7 +481,10 @@ def test_the_page_of_swiprctl_tells_how_long_it_waits(pages: dict[str, Page]) ->
     """Both defaults and the limit are the code's."""
     (item,) = [item for item in pages["swiprctl.1"].items if "--timeout" in item.options]
     assert f"up to {MAX_TIMEOUT:g}. " in item.body
-    assert f"The default is {DEFAULT_TIMEOUT:g}, and for reload {RELOAD_TIMEOUT:g}." in item.body
+    assert (
+        f"is {DEFAULT_TIMEOUT:g}; for several images, and for reload, it is {RELOAD_TIMEOUT:g},"
+        in item.body
+    )
 
 
 def test_the_page_of_swiprd_names_the_choices(pages: dict[str, Page]) -> None:
@@ -570,7 +507,7 @@ def test_examples_are_command_lines_that_the_code_takes(
     found = [match for line in pages[page].displays if (match := EXAMPLE.match(line.strip()))]
     assert found
     for match in found:
-        words = shlex.split(re.split(r" (?:\|\|?|&&|;)", match[2])[0])
+        words = shlex.split(re.split(r" (?:\|\|?|&&|;|>)", match[2])[0])
         command = commands[match[1]]
         parser = command.main
         if match[1] == "swiprd" and words[0] in command.commands:
@@ -586,27 +523,27 @@ def test_examples_are_command_lines_that_the_code_takes(
 
 @pytest.mark.parametrize("name", ["swiprctl", "swiprd"])
 def test_the_page_lists_the_variables_that_the_code_reads_and_no_others(
-    name: str, commands: dict[str, Command], pages: dict[str, Page]
+    name: str, pages: dict[str, Page]
 ) -> None:
     """Those of the settings too, each by its name."""
-    command = commands[name]
-    expected = {variable for module in command.modules for variable in variables_of(module)}
+    expected = {variable for module in MODULES[name] for variable in variables_of(module)}
     if name == "swiprd":
         expected |= {setting.variable for setting in SETTINGS}
-    items = pages[command.page].under("ENVIRONMENT")
+    items = pages[PAGE_OF[name]].under("ENVIRONMENT")
     listed = [word for item in items for word in item.head.split(", ")]
     assert sorted(listed) == sorted(expected)
 
 
 @pytest.mark.parametrize("name", ["swiprctl", "swiprd"])
 def test_the_page_lists_the_exit_statuses_that_the_code_returns_and_no_others(
-    name: str, commands: dict[str, Command], pages: dict[str, Page]
+    name: str, pages: dict[str, Page]
 ) -> None:
     """Each is a number at the head of an item."""
-    command = commands[name]
-    mains = [module for module in command.modules if module.endswith(("__main__", ".commands"))]
+    mains = [module for module in MODULES[name] if module.endswith(("__main__", ".commands"))]
     expected = {status for module in mains for status in exit_statuses_of(module)}
-    listed = [int(item.head) for item in pages[command.page].under("EXIT STATUS")]
+    if name == "swiprctl":  # whose statuses have names
+        expected |= {value for value in vars(swiprctl.terminal).values() if type(value) is int}
+    listed = [int(item.head) for item in pages[PAGE_OF[name]].under("EXIT STATUS")]
     assert listed == sorted(expected)
 
 
@@ -734,206 +671,3 @@ def test_the_template_names_the_choices() -> None:
     for name, choices in CHOICES.items():
         (line,) = [x for x in TEMPLATE.read_text().splitlines() if x.startswith(f"#{name} ")]
         assert ", ".join(choices) in line
-
-
-# --- completion ----------------------------------------------------------------------------------
-
-ASK: Final = """
-source "$1" || exit
-shift
-read -r _ _ function name < <(complete -p "$1") || exit
-COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
-"$function" "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
-((${#COMPREPLY[@]} == 0)) || printf '%s\\0' "${COMPREPLY[@]}"
-"""
-
-
-def offered(*words: str, within: Path = ROOT) -> list[str]:
-    """Return what bash offers for the last of ``words``; an empty one: nothing is typed yet."""
-    done = subprocess.run(
-        [BASH, "--norc", "--noprofile", "-u", "-c", ASK, "bash", COMPLETION, *words],
-        cwd=within,
-        # No program can be found, so whoever ran one would be told so.
-        env={"PATH": "/nonexistent", "LC_ALL": "C.UTF-8"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.split("\0")[:-1]
-
-
-@pytest.fixture
-def place(folder: Path) -> Path:
-    """A folder with two files and a folder in it, all with a space in their names."""
-    for name in ("two words.png", "-begins with a dash"):
-        (folder / name).touch()
-    (folder / "a folder").mkdir()
-    return folder
-
-
-ALL: Final = ["-begins with a dash", "a folder", "two words.png"]
-CONTEXTS: Final = [
-    ("swiprctl",),
-    *(("swiprctl", name) for name in commands_of(swiprctl.__main__._parser())),
-    ("swiprd",),
-    *(("swiprd", name) for name in swiprd.__main__.COMMANDS),
-]
-
-
-@needs_bash
-@pytest.mark.parametrize("context", CONTEXTS, ids=" ".join)
-def test_the_options_that_the_code_has_are_offered_and_no_others(
-    context: tuple[str, ...], commands: dict[str, Command]
-) -> None:
-    """After a command, those of the command."""
-    parser = commands[context[0]].parser(*context[1:])
-    assert sorted(offered(*context, "-")) == sorted(options_of(parser))
-    assert offered(*context, "--hel") == ["--help"]
-    assert offered(*context, "--none") == []
-
-
-@needs_bash
-def test_the_commands_that_the_code_has_are_offered_and_no_others(
-    commands: dict[str, Command],
-) -> None:
-    """Those of swiprd as the first word only; those of swiprctl after options, too."""
-    for name, command in commands.items():
-        assert sorted(offered(name, "")) == sorted(command.commands)
-        for word in command.commands:
-            assert offered(name, word[:-1]) == [word]
-    for options in (
-        ["--socket", "/s"],
-        ["--socket", "=", "/s", "--timeout", "5"],
-        ["--timeout", "=", "5"],
-        ["--socket=/s"],
-    ):
-        assert sorted(offered("swiprctl", *options, "")) == sorted(commands["swiprctl"].commands)
-    assert offered("swiprctl", "--compute", "x.png", "") == []
-    assert offered("swiprctl", "ping", "") == []
-    assert offered("swiprd", "--workers", "2", "") == []
-
-
-@needs_bash
-@pytest.mark.parametrize("context", CONTEXTS, ids=" ".join)
-def test_values_of_options_are_offered_as_the_code_takes_them(
-    context: tuple[str, ...], commands: dict[str, Command], place: Path
-) -> None:
-    """Choices are offered where there are some, files where it is a path, and otherwise nothing."""
-    for option, action in options_of(commands[context[0]].parser(*context[1:])).items():
-        choices = action.choices
-        if context == ("swiprd",):
-            choices = CHOICES.get(action.dest)
-        if action.nargs == 0:
-            expected = None
-        elif choices is not None:
-            expected = list(choices)
-        elif action.metavar in PATHS:
-            expected = ALL
-        else:
-            expected = ["a folder"] if action.metavar == "DIR" else []
-        if expected is not None:
-            assert sorted(offered(*context, option, "", within=place)) == sorted(expected), option
-            assert sorted(offered(*context, option, "=", within=place)) == sorted(expected), option
-            for word in expected:
-                assert word in offered(*context, option, "=", word[:3], within=place)
-
-
-@needs_bash
-@pytest.mark.parametrize("context", CONTEXTS, ids=" ".join)
-def test_file_names_are_offered_where_a_command_takes_files(
-    context: tuple[str, ...], commands: dict[str, Command], place: Path
-) -> None:
-    """A space in a name makes no two of it; and a file is not offered where none is taken."""
-    if len(context) == 1:  # where a command stands first
-        return
-    operands = operands_of(commands[context[0]].parser(*context[1:]))
-    assert all(operand.metavar in PATHS for operand in operands)
-    assert sorted(offered(*context, "", within=place)) == (ALL if operands else [])
-    assert offered(*context, "two", within=place) == (["two words.png"] if operands else [])
-    if context[0] == "swiprctl" and operands:
-        assert offered(*context, "--", "-", within=place) == ["-begins with a dash"]
-        assert offered(*context, "a.png", "", within=place) == []
-
-
-class Terminal:
-    """A bash that somebody types into. ``close`` must be called."""
-
-    PROMPT = "READY> "
-
-    def __init__(self, folder: Path) -> None:
-        ours, theirs = pty.openpty()
-        termios.tcsetwinsize(theirs, (24, 1000))  # no line is broken where it is shown
-        self._fd = ours
-        try:
-            self._process = subprocess.Popen(
-                [BASH, "--norc", "--noprofile", "-i"],
-                stdin=theirs,
-                stdout=theirs,
-                stderr=theirs,
-                cwd=folder,
-                env={
-                    "HOME": str(folder),
-                    "HISTFILE": "",
-                    "INPUTRC": os.devnull,
-                    "LC_ALL": "C.UTF-8",
-                    "PATH": "/nonexistent",
-                    "PS1": self.PROMPT,
-                    "TERM": "dumb",
-                },
-                start_new_session=True,
-            )
-        finally:
-            os.close(theirs)
-
-    def type(self, keys: str) -> str:
-        """Type a line, its newline included, and return what is shown until the next prompt."""
-        os.write(self._fd, keys.encode())
-        return self.shown()
-
-    def shown(self) -> str:
-        """Return what is shown until the next prompt."""
-        data = b""
-        deadline = time.monotonic() + 30
-        while not data.endswith(self.PROMPT.encode()):
-            readable, _, _ = select.select([self._fd], [], [], deadline - time.monotonic())
-            assert readable, f"waited in vain for a prompt, got {data!r}"
-            data += os.read(self._fd, 4096)
-        return data.decode()
-
-    def close(self) -> None:
-        """End it."""
-        self._process.kill()
-        self._process.wait()
-        os.close(self._fd)
-
-
-@needs_bash
-@pytest.mark.parametrize(
-    ("keys", "words"),
-    [
-        ("swiprctl compute two\t", ["compute", "two words.png"]),
-        ("swiprctl compute 'two w\t", ["compute", "two words.png"]),
-        ("swiprctl compute two\\ w\t", ["compute", "two words.png"]),
-        ("swiprctl compute -- -\t", ["compute", "--", "-begins with a dash"]),
-        ("swiprctl --socket=two\t", ["--socket=two words.png"]),
-        ("swiprctl sta\t", ["status"]),
-        ("swiprd --cache-dir=\tx", ["--cache-dir=a folder/x"]),
-        ("swiprd --log-level=deb\t", ["--log-level=debug"]),
-        ("swiprd --prec\tbf\t", ["--precision", "bf16"]),
-        ("swiprd show a\ttw\t", ["show", "a folder/twins.png"]),
-    ],
-)
-def test_what_tab_makes_of_a_line_is_what_the_command_gets(
-    keys: str, words: list[str], place: Path
-) -> None:
-    """Typed into a real bash, names with spaces come out as one word, quoted as need be."""
-    (place / "a folder" / "twins.png").touch()
-    with contextlib.closing(Terminal(place)) as terminal:
-        terminal.shown()
-        terminal.type(f"source {shlex.quote(str(COMPLETION))}\n")
-        for name in ("swiprctl", "swiprd"):
-            terminal.type(f"{name}() {{ printf '<%s>' \"$@\"; echo; }}\n")
-        shown = terminal.type(f"{keys}\n")
-    assert "".join(f"<{word}>" for word in words) in shown.splitlines()

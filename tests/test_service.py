@@ -202,6 +202,17 @@ def test_what_a_document_tells_root_to_do_works(
         machine.run("systemctl", "enable", "--now", "swipr.socket")
 
 
+def test_completion_is_where_shells_look(installed: Machine) -> None:
+    """Bash and zsh find it by itself; fish where XDG_DATA_DIRS names /usr/local/share."""
+    for name in ("swiprctl", "swiprd"):
+        assert (installed.root / f"usr/local/share/bash-completion/completions/{name}").exists()
+        script = f"autoload -Uz compinit; compinit -u -D; print $_comps[{name}]"
+        assert installed.run("zsh", "-f", "-c", script).stdout == f"_{name}\n"
+        place = ["env", "HOME=/tmp", "XDG_DATA_DIRS=/usr/local/share:/usr/share"]
+        said = installed.run(*place, "fish", "-c", f"complete -C '{name} --help'").stdout
+        assert said == "--help\tshow this help message and exit\n"
+
+
 # --- requests ------------------------------------------------------------------------------------
 
 

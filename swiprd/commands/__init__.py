@@ -14,7 +14,7 @@ from swiprctl.protocol import SwiprError
 from swiprd.bundle import BundleError
 from swiprd.checkpoint import CheckpointError
 from swiprd.commands import compile_, import_, show, verify
-from swiprd.commands.output import tell
+from swiprd.commands.output import Commands, tell
 from swiprd.compiled import CompiledError
 from swiprd.compiler import CompileError
 from swiprd.config import ConfigError
@@ -33,12 +33,17 @@ FAILURES: Final = (
 )
 
 
+def add_to(commands: Commands) -> None:
+    """Add all commands."""
+    for command in (import_, compile_, show, verify):
+        command.add_to(commands)
+
+
 def run_command(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the command that ``argv`` begins with and return the exit status."""
     parser = argparse.ArgumentParser(prog="swiprd", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (import_, compile_, show, verify):
-        command.add_to(commands)
+    add_to(commands)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         commands.choices[argv[0]].error(f"no option {unknown[0]}")

@@ -63,7 +63,12 @@ def add_to(commands: Commands) -> None:
         help="names of the scores, in the order of the classes, which is that of their names"
         " where folders named them [0,1,…]",
     )
-    model.add_argument("--activation", choices=ACTIVATIONS, default="softmax", help="[%(default)s]")
+    model.add_argument(
+        "--activation",
+        choices=ACTIVATIONS,
+        default="softmax",
+        help="what makes scores of outputs [%(default)s]",
+    )
     model.add_argument("--arch", metavar="NAME", help="architecture [told by the tensors]")
     model.add_argument(
         "--license",
