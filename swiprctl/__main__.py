@@ -173,6 +173,7 @@ def _add_compute(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
+        metavar="FORMAT",
         choices=FORMATS,
         default="tuple",
         help=f"how to print: {', '.join(FORMATS)} (default: tuple)",
