@@ -190,6 +190,8 @@ def test_what_a_document_tells_root_to_do_works(
     (desk / "tests").symlink_to("/srv/project/tests")
     for name in ("swipr.safetensors", "net.safetensors"):
         shutil.copy(DEFAULT_BUNDLE, desk / name)
+    (machine.root / "var/lib/swipr").mkdir(parents=True, exist_ok=True)
+    shutil.copy(DEFAULT_BUNDLE, machine.root / "var/lib/swipr/swipr.safetensors")
     (machine.root / "var/lib/prometheus/node-exporter").mkdir(parents=True, exist_ok=True)
     script = "\n".join(["set -e", "cd /root/desk", *commands])
     try:
