@@ -64,7 +64,7 @@ def test_what_runs_elsewhere_does_so() -> None:
 
 def test_the_packages_that_are_named_are_those_that_ci_installs() -> None:
     """Who follows README has what the tests have."""
-    installs = re.findall(r"\S+:(\S+)", (ROOT / ".ci" / "run").read_text())
+    installs = re.findall(r"\S+:([\w.+-]+)", (ROOT / ".ci" / "run").read_text())
     for document in DOCUMENTS:
         for example in examples(document):
             if example.command.startswith(INSTALLED_BY_CI):
