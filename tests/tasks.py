@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import signal
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -56,6 +57,16 @@ def unprivileged() -> Iterator[None]:
     finally:
         if privileged:
             os.seteuid(0)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let child processes be interrupted, even where we were started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def descriptors() -> set[str]:

@@ -25,7 +25,7 @@ from swiprctl import SwiprError
 from swiprctl.commands.find import find_images
 from tests.daemon import CHELSEA, COFFEE, SWIPRCTL, Daemon, wait_until
 from tests.peer import Behaviour, Peer, Talk, error, line
-from tests.tasks import unprivileged
+from tests.tasks import interruptible, unprivileged
 
 NOT_IMAGE = Path(__file__).parent / "fastai" / "45_not_image.jpg"
 HOSTILE = "two\nlines\r\\ \x1b[31m.png"
@@ -449,7 +449,7 @@ def test_short_work_shows_no_bar(daemon: Daemon) -> None:
 
 def test_control_c_leaves_a_clean_line(slow: Peer) -> None:
     """And exit status 130."""
-    with contextlib.closing(Terminal(slow, *[CHELSEA] * 40)) as terminal:
+    with interruptible(), contextlib.closing(Terminal(slow, *[CHELSEA] * 40)) as terminal:
         wait_until(lambda: shows(terminal, BAR), "the bar")
         terminal.process.send_signal(signal.SIGINT)
         wait_until(terminal.has_ended, "its end")

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from swiprctl.commands.status import as_json, as_metrics, as_table
 from tests.daemon import CHELSEA, SWIPRCTL, Daemon, code_of, wait_until
 from tests.peer import Peer, Talk, line
+from tests.tasks import interruptible
 
 
 def run(daemon: Daemon | Peer, *args: str) -> subprocess.CompletedProcess[str]:
@@ -159,7 +160,7 @@ def counts(talk: Talk) -> None:
 
 def test_watching_prints_a_line_of_json_each_time(folder: Path) -> None:
     """Until it is interrupted."""
-    with Peer(folder, counts) as peer:
+    with Peer(folder, counts) as peer, interruptible():
         command = [*SWIPRCTL, "--socket", peer.path, "status", "--json", "--watch", "0.1"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout is not None
@@ -173,7 +174,10 @@ def test_watching_prints_a_line_of_json_each_time(folder: Path) -> None:
 def test_watching_waits_for_a_daemon_to_come_back(folder: Path) -> None:
     """What is amiss is told, and it is asked again."""
     command = [*SWIPRCTL, "--socket", str(folder / "peer"), "status", "--json", "--watch", "0.1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with (
+        interruptible(),
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
+    ):
         try:
             assert process.stdout is not None
             assert process.stderr is not None

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 import swiprctl
 from tests.daemon import CHELSEA, SWIPRCTL, Daemon, wait_until
 from tests.peer import Behaviour, Peer, closes_without_answer, error, never_answers, replies
+from tests.tasks import interruptible
 
 NOT_IMAGE = Path(__file__).parent / "fastai" / "45_not_image.jpg"
 UGLY = "two\nlines\r\x1b[31m\u2028\u202e.png"
@@ -353,16 +353,6 @@ def test_a_message_that_cannot_be_written_changes_nothing_else(
     """Without a standard error, exit status and output are as ever: no message gets between."""
     done = shell(redirection, *args)
     assert (done.returncode, done.stdout, done.stderr) == (status, output, "")
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Let child processes be interrupted, even where we were started with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("command", ["compute", "--compute"])
