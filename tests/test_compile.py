@@ -592,7 +592,7 @@ def seconds_to_import_torch() -> float:
 def test_a_worker_is_ready_soon_after_torch_is(resnext: Compiled) -> None:
     """Loading and checking ResNeXt-50 adds at most 0.3 of what it takes to import torch."""
     medians = []
-    for _ in range(3):  # the best of three: the machine may have been busy with something else
+    for _ in range(5):  # the best of five: the machine may have been busy with something else
         ratios = []
         for number in range(6):
             bare = seconds_to_import_torch()
