@@ -105,7 +105,14 @@ class Command:
 
     def parse_known_args(self, args: Any, namespace: Any) -> Any:
         """Do what argparse asks a parser for."""
-        return self.parser().parse_known_args(args, namespace)
+        # Paths may stand before and after options, and behind -- there are only paths.
+        at = args.index("--") if "--" in args else len(args)
+        found, unknown = self.parser().parse_known_intermixed_args(args[:at], namespace)
+        behind = args[at + 1 :]
+        if "paths" not in found:
+            return found, unknown + behind
+        found.paths = [*found.paths, *behind]
+        return found, unknown
 
     def parser(self) -> argparse.ArgumentParser:
         """Return the command's parser."""

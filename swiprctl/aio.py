@@ -56,6 +56,7 @@ class AsyncClient:
         self._ids = itertools.count(1)
         self._connecting = asyncio.Lock()
         self._connection: _Connection | None = None
+        self._closings = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -65,17 +66,19 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Close the connection; calls that wait fail. The next call would open another."""
+        self._closings += 1
         if self._connection is not None:
             connection, self._connection = self._connection, None
             await connection.aclose()
 
     async def compute(self, image: Image, *, thumbnail: int | None = None) -> Result:
         """Return the scores of ``image``; arguments and errors are those of ``Client.compute``."""
+        call = _Call(self.timeout, self._closings)
         async with self._in_time(self.timeout), _opened(image) as fd:
             request = session.compute_request(
                 absolute_name(image), timeout=self.timeout, thumbnail=thumbnail
             )
-            return await self._compute(image, request, fd)
+            return await self._compute(image, request, fd, call)
 
     def compute_many(
         self,
@@ -93,7 +96,7 @@ class AsyncClient:
         Args:
             images: as ``compute`` takes them.
             thumbnail: as for ``compute``.
-            in_flight: how many images to send before the first is answered; at least 1.
+            in_flight: how many images to take and send before the first is answered, from 1 to 64.
             timeout: seconds that one image may take, from when it is taken. The default lets the
                 daemon load its model first.
 
@@ -114,13 +117,17 @@ class AsyncClient:
         self, rest: Iterator[SomeImage], thumbnail: int | None, in_flight: int, timeout: float
     ) -> AsyncGenerator[tuple[SomeImage, Result | SwiprError], None]:
         waiting: deque[tuple[SomeImage, asyncio.Task[Result | SwiprError]]] = deque()
+        failure: Exception | None = None
         try:
             while True:
-                for image in itertools.islice(rest, in_flight - len(waiting)):
-                    task = asyncio.create_task(self._outcome(image, thumbnail, timeout))
-                    waiting.append((image, task))
+                try:
+                    for image in itertools.islice(rest, in_flight - len(waiting)):
+                        task = asyncio.create_task(self._outcome(image, thumbnail, timeout))
+                        waiting.append((image, task))
+                except Exception as error:  # the program's own: what is in flight is not its fault
+                    failure, rest = error, iter(())
                 if not waiting:
-                    return
+                    break
                 image, task = waiting[0]
                 outcome = await task
                 waiting.popleft()
@@ -129,6 +136,8 @@ class AsyncClient:
             for _, task in waiting:
                 task.cancel()
             await asyncio.gather(*(task for _, task in waiting), return_exceptions=True)
+        if failure is not None:
+            raise failure
 
     async def ping(self) -> None:
         """Return when the daemon has answered; errors are those of ``Client.ping``."""
@@ -144,18 +153,19 @@ class AsyncClient:
 
     async def _call(self, request: dict[str, Any]) -> dict[str, Any]:
         async with self._in_time(self.timeout):
-            return await self._ask(request)
+            return await self._ask(request, None, _Call(self.timeout, self._closings))
 
     async def _outcome(
         self, image: Image, thumbnail: int | None, timeout: float
     ) -> Result | SwiprError:
         request = session.compute_request(absolute_name(image), thumbnail=thumbnail)
         refusal: SwiprError | None = None
+        call = _Call(timeout, self._closings)
         try:
             async with asyncio.timeout(timeout), _opened(image) as fd:
                 while True:
                     try:
-                        return await self._compute(image, request, fd)
+                        return await self._compute(image, request, fd, call)
                     except SwiprError as error:
                         pause = session.pause_after(error)
                         if pause is None:
@@ -165,20 +175,20 @@ class AsyncClient:
         except TimeoutError:
             raise refusal or session.no_answer(self.socket_path, timeout) from None
         except SwiprError as error:
-            if error.code in HOPELESS:
-                raise
+            if error.code in HOPELESS or session.pause_after(error) is not None:
+                raise  # the latter: this process can open no more files
             return error
 
-    async def _compute(self, image: Image, request: dict[str, Any], fd: int) -> Result:
+    async def _compute(self, image: Image, request: dict[str, Any], fd: int, call: _Call) -> Result:
         try:
-            return protocol.decode_result(await self._ask(request, fd))
+            return protocol.decode_result(await self._ask(request, fd, call))
         except SwiprError as error:
             raise session.named(error, name_of(image)) from None
 
-    async def _ask(self, request: dict[str, Any], fd: int | None = None) -> dict[str, Any]:
+    async def _ask(self, request: dict[str, Any], fd: int | None, call: _Call) -> dict[str, Any]:
         lost_in_a_row = 0
         while True:
-            connection = await self._connected()
+            connection = await self._connected(call)
             before = connection.answered
             try:
                 return await connection.ask(request, fd)
@@ -189,14 +199,27 @@ class AsyncClient:
                     reason = error.strerror or str(error)
                     raise session.closed_twice(self.socket_path, reason) from None
 
-    async def _connected(self) -> _Connection:
+    async def _connected(self, call: _Call) -> _Connection:
         async with self._connecting:
-            if self._connection is None or self._connection.is_lost:
-                await self.aclose()
-                deadline = time.monotonic() + self.timeout
-                sock = await _in_thread(socket.socket.close, connect, self.socket_path, deadline)
+            self._check_open(call)
+            if self._connection is not None and self._connection.is_lost:
+                await self._connection.end()
+                self._connection = None
+            if self._connection is None:
+                sock = await _in_thread(
+                    socket.socket.close, connect, self.socket_path, call.deadline
+                )
+                try:
+                    self._check_open(call)
+                except SwiprError:
+                    sock.close()
+                    raise
                 self._connection = _Connection(sock, self._ids)
             return self._connection
+
+    def _check_open(self, call: _Call) -> None:
+        if call.closings != self._closings:
+            raise _closed()
 
     @contextlib.asynccontextmanager
     async def _in_time(self, timeout: float) -> AsyncIterator[None]:
@@ -205,6 +228,20 @@ class AsyncClient:
                 yield
         except TimeoutError:
             raise session.no_answer(self.socket_path, timeout) from None
+
+
+class _Call:
+    """One call: until when it may connect, and how often the client was closed before it."""
+
+    __slots__ = ("closings", "deadline")
+
+    def __init__(self, timeout: float, closings: int) -> None:
+        self.deadline = time.monotonic() + timeout
+        self.closings = closings
+
+
+def _closed() -> SwiprError:
+    return SwiprError("cannot_connect", "the client was closed")
 
 
 class _Connection:
@@ -228,8 +265,11 @@ class _Connection:
 
     async def aclose(self) -> None:
         """Close it; whoever waits is told."""
-        self._lose(SwiprError("cannot_connect", "the client was closed"))
-        self._reading.cancel()
+        self._lose(_closed())
+        await self.end()
+
+    async def end(self) -> None:
+        """Close it, once it is lost, when all that has come is handed out."""
         await asyncio.wait([self._reading])
         self._socket.close()
 
@@ -264,10 +304,14 @@ class _Connection:
                         sent += socket.send_fds(self._socket, [line[sent:]], fds)
                     except BlockingIOError:
                         await self._wait_writable()
+            except ConnectionError:
+                self.is_lost = True  # what the daemon answered before it went is still read
+                raise
             except BaseException as failure:
-                # After half a line, nothing can be sent any more, whatever stopped it.
-                if sent or isinstance(failure, OSError):
+                if sent:  # after half a line, nothing can be sent any more, whatever stopped it
                     self._lose(failure)
+                if isinstance(failure, OSError):
+                    raise session.cannot_send(failure) from None
                 raise
 
     async def _wait_writable(self) -> None:
@@ -302,6 +346,8 @@ class _Connection:
         if not isinstance(failure, (ConnectionError, SwiprError)):
             failure = ConnectionAbortedError(errno.ECONNABORTED, "the connection broke off")
         self.is_lost = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # ends what reads
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(copy.copy(failure))  # each has a traceback of its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import deque
@@ -26,14 +27,16 @@ class _Item:
     """One image, from when it is taken until its turn to be yielded has come.
 
     Attributes:
+        name: what it is called on the wire.
         fd: what is sent, and perhaps sent again; None once there is an outcome.
         outcome: scores or error.
     """
 
-    __slots__ = ("fd", "image", "outcome")
+    __slots__ = ("fd", "image", "name", "outcome")
 
     def __init__(self, image: Image) -> None:
         self.image = image
+        self.name = absolute_name(image)
         self.fd: int | None = None
         self.outcome: Result | SwiprError | None = None
 
@@ -74,45 +77,57 @@ class Batch:
         self._lost_in_a_row = 0
         self._last_refusal: SwiprError | None = None
         self._deadline = 0.0
+        self._is_more = True
+        self._gave_up = False
+        self._failure: Exception | None = None
 
     def run(self, images: Iterable[SomeImage]) -> Iterator[tuple[SomeImage, Result | SwiprError]]:
         """Yield each image and its outcome, in order."""
         rest = iter(images)
-        is_more = True
         try:
-            while is_more or self._items:
-                while is_more and len(self._items) < self._in_flight:
-                    is_more = self._take(rest)
-                while self._items and self._items[0].outcome is not None:
-                    item = self._items.popleft()
-                    yield item.image, item.outcome  # type: ignore[misc] # it is what was taken
-                    self._start_clock()
-                    if is_more:
-                        break  # for what takes its place
-                else:
-                    if self._items:
-                        self._go_on()
+            self._fill(rest)
+            while self._items:
+                if self._items[0].outcome is None:
+                    if self._gave_up:
+                        break
+                    self._go_on()
+                    continue
+                item = self._items.popleft()
+                yield item.image, item.outcome  # type: ignore[misc] # it is what was taken
+                self._start_clock()
+                self._fill(rest)
+            if self._failure is not None:
+                raise self._failure
         finally:
             self._hang_up()
             for item in self._items:
                 item.close()
 
-    def _take(self, images: Iterator[Image]) -> bool:
-        """Take the next image and send it; return whether there was one."""
-        for image in images:
-            self._start_clock()
-            item = _Item(image)
-            self._items.append(item)
+    def _fill(self, images: Iterator[Image]) -> None:
+        """Take and send as many images as may be in flight."""
+        while self._is_more and len(self._items) < self._in_flight:
             try:
-                item.fd = open_image(image)
-            except SwiprError as error:
-                item.settle(error)
-            else:
-                self._unasked.append(item)
-                if time.monotonic() >= self._not_before:
-                    self._attempt(self._send)
-            return True
-        return False
+                self._take(next(images))
+            except StopIteration:
+                self._is_more = False
+            except Exception as failure:  # the program's own: what is in flight is not its fault
+                self._is_more = False
+                self._failure = failure
+
+    def _take(self, image: Image) -> None:
+        self._start_clock()
+        item = _Item(image)
+        try:
+            item.fd = open_image(image)
+        except SwiprError as error:
+            if error.code == "busy":  # so would the next one be
+                raise
+            item.settle(error)
+        else:
+            self._unasked.append(item)
+        self._items.append(item)
+        if self._unasked and time.monotonic() >= self._not_before:
+            self._attempt(self._send)
 
     def _go_on(self) -> None:
         """Wait until something has happened to the images that are in flight."""
@@ -133,24 +148,37 @@ class Batch:
     def _attempt(self, step: Callable[[], None]) -> None:
         """Take ``step``; when the connection is lost in it, all that is unanswered is sent anew."""
         try:
-            step()
-        except TimeoutError:
-            raise self._last_refusal or session.no_answer(
-                self._socket_path, self._timeout
-            ) from None
-        except OSError as error:
-            self._lost_in_a_row += 1
-            if self._lost_in_a_row > 1:
-                reason = error.strerror or str(error)
-                raise session.closed_twice(self._socket_path, reason) from None
-            self._hang_up()
+            try:
+                step()
+            except TimeoutError:
+                raise self._last_refusal or session.no_answer(
+                    self._socket_path, self._timeout
+                ) from None
+            except ConnectionError as error:
+                self._take_what_came()
+                self._lost_in_a_row += 1
+                if self._lost_in_a_row > 1:
+                    reason = error.strerror or str(error)
+                    raise session.closed_twice(self._socket_path, reason) from None
+                self._hang_up()
+        except SwiprError as failure:
+            # What has been answered by now is still yielded.
+            self._is_more = False
+            self._gave_up = True
+            self._failure = failure
+
+    def _take_what_came(self) -> None:
+        """Take the answers that a daemon sent before it went."""
+        with contextlib.suppress(OSError):
+            while self._asked:
+                self._receive()
 
     def _send(self) -> None:
         if self._connection is None:
             self._connection = Connection(self._socket_path, self._ids, self._deadline)
         while self._unasked:
             item = self._unasked[0]
-            request = session.compute_request(absolute_name(item.image), thumbnail=self._thumbnail)
+            request = session.compute_request(item.name, thumbnail=self._thumbnail)
             id = self._connection.send(request, item.fd, self._deadline)
             self._asked[id] = self._unasked.popleft()
 
@@ -183,6 +211,7 @@ class Batch:
         if pause is None:
             raise refusal
         self._last_refusal = refusal
+        self._lost_in_a_row = 0  # it did answer
         self._not_before = time.monotonic() + pause
 
     def _note_progress(self) -> None:

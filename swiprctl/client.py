@@ -109,7 +109,8 @@ class Client:
         Args:
             images: as ``compute`` takes them.
             thumbnail: as for ``compute``.
-            in_flight: how many images to send before the first is answered; at least 1.
+            in_flight: how many images to take and send before the first is answered, from 1 to 64.
+                With more than 1, images that come one at a time wait for those after them.
             timeout: seconds without any answer after which the batch is given up. The default
                 lets the daemon load its model first.
 
@@ -168,7 +169,7 @@ class Client:
                 reply = self._exchange(request, fd, deadline)
         except TimeoutError:
             raise session.no_answer(self.socket_path, self.timeout) from None
-        except OSError as error:
+        except ConnectionError as error:
             raise session.closed_twice(self.socket_path, error.strerror or str(error)) from None
         if isinstance(reply, SwiprError):
             raise reply

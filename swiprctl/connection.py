@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 
+from swiprctl import session
 from swiprctl.protocol import SwiprError
 from swiprctl.session import Session
 
@@ -64,11 +65,17 @@ class Connection:
 
         Raises:
             TimeoutError: the daemon does not take it in time.
-            OSError: the connection is broken.
+            ConnectionError: the connection is broken.
+            SwiprError: ``busy``: this process may not send another descriptor.
         """
         id, line = self._session.begin(request)
         self._socket.settimeout(_left(deadline))
-        sent = socket.send_fds(self._socket, [line], [] if fd is None else [fd])
+        try:
+            sent = socket.send_fds(self._socket, [line], [] if fd is None else [fd])
+        except (ConnectionError, TimeoutError):
+            raise
+        except OSError as error:  # as ETOOMANYREFS
+            raise session.cannot_send(error) from None
         if sent < len(line):
             self._socket.settimeout(_left(deadline))
             self._socket.sendall(line[sent:])
@@ -79,7 +86,7 @@ class Connection:
 
         Raises:
             TimeoutError: none comes in time.
-            OSError: the connection is broken.
+            ConnectionError: the connection is broken.
             SwiprError: it can be used no more; see ``Session.next_reply``.
         """
         while (reply := self._session.next_reply()) is None:

@@ -7,6 +7,7 @@ its own to read them.
 from __future__ import annotations
 
 import errno
+import io
 import os
 
 from swiprctl.protocol import SwiprError
@@ -51,7 +52,10 @@ def name_of(image: Image) -> str:
 def absolute_name(image: Image) -> str:
     """Return what ``image`` is called on the wire: a path is absolute there."""
     name = name_of(image)
-    return os.path.abspath(name) if isinstance(image, (str, bytes, os.PathLike)) else name
+    try:
+        return os.path.abspath(name) if isinstance(image, (str, bytes, os.PathLike)) else name
+    except OSError:  # the working folder is gone; beside a descriptor any name does
+        return name
 
 
 def _open_path(path: str) -> int:
@@ -74,10 +78,10 @@ def _open_path(path: str) -> int:
 
 def _open_stream(stream: BinaryIO) -> int:
     try:
-        if stream.tell() == 0:
-            fd = stream.fileno()
-            if _is_regular(fd):
-                return os.dup(fd)
+        # Others, like gzip's, have the descriptor of what they read from.
+        is_plain = isinstance(getattr(stream, "raw", stream), io.FileIO)
+        if is_plain and stream.tell() == 0 and _is_regular(stream.fileno()):
+            return os.dup(stream.fileno())
     except (OSError, AttributeError):  # it has no position, or no descriptor
         pass
     try:

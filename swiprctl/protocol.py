@@ -92,6 +92,7 @@ CODES: Final = {
     # seen only by a client, never sent
     "cannot_connect": Code(-4, retryable=True),
     "bad_reply": Code(-1),
+    "model_changed": Code(-1),
 }
 IMAGE_CODES: Final = frozenset(
     {
@@ -105,7 +106,7 @@ IMAGE_CODES: Final = frozenset(
     }
 )
 """Codes that say something about the image, not about the daemon."""
-CLIENT_CODES: Final = frozenset({"cannot_connect", "bad_reply"})
+CLIENT_CODES: Final = frozenset({"cannot_connect", "bad_reply", "model_changed"})
 """Codes that stay inside the client library."""
 
 

@@ -26,6 +26,11 @@ IN_FLIGHT: Final = 8
 """Images of one batch that are sent before the first is answered: enough to keep a few workers at
 work, and few enough for other clients to get their turns in between."""
 
+MAX_IN_FLIGHT: Final = 64
+"""Requests of one connection that a daemon answers at a time. With more, both could come to wait
+for the other to read."""
+SHORTEST_PAUSE: Final = 0.05
+"""Seconds that are waited at least, whatever the daemon says."""
 HOPELESS: Final = frozenset({"cannot_connect", "unavailable", "bad_reply"})
 """Codes after which no other image of a batch is worth asking for."""
 
@@ -103,10 +108,10 @@ def check_in_flight(in_flight: int) -> int:
     """Return ``in_flight``, a number of images.
 
     Raises:
-        ValueError: it is below 1.
+        ValueError: it is out of range.
     """
-    if in_flight < 1:
-        raise ValueError(f"expected at least 1 image in flight, got {in_flight}")
+    if not 1 <= in_flight <= MAX_IN_FLIGHT:
+        raise ValueError(f"expected 1 to {MAX_IN_FLIGHT} images in flight, got {in_flight}")
     return in_flight
 
 
@@ -151,7 +156,9 @@ def pause_after(error: SwiprError) -> float | None:
     """Return the seconds after which another try is worth while; None: it is not."""
     if error.code not in ("busy", "shutting_down"):
         return None
-    return RETRY_PAUSE if error.retry_after_ms is None else error.retry_after_ms / 1000
+    if error.retry_after_ms is None:
+        return RETRY_PAUSE
+    return max(SHORTEST_PAUSE, error.retry_after_ms / 1000)
 
 
 def no_answer(socket_path: str, timeout: float) -> SwiprError:
@@ -161,6 +168,11 @@ def no_answer(socket_path: str, timeout: float) -> SwiprError:
         f"no answer from {socket_path} within {timeout:g} s;"
         " give it more time or ask it for its status",
     )
+
+
+def cannot_send(error: OSError) -> SwiprError:
+    """Return the error for a request that the system does not let this process send."""
+    return SwiprError("busy", f"the request cannot be sent: {error.strerror}")
 
 
 def closed_twice(socket_path: str, reason: str) -> SwiprError:

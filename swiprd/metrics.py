@@ -33,13 +33,15 @@ class Latency:
         self._sums = dict.fromkeys(self._recent, 0.0)
 
     def note(self, result: Result, whole: float) -> None:
-        """Take note of an image that was scored, in ``whole`` milliseconds."""
+        """Take note of an image that was scored, in ``whole`` milliseconds.
+
+        What the worker says of its own part is believed within that: it may be anything, where a
+        picture has taken the worker over.
+        """
         self.images += 1
-        for part, ms in (
-            ("decode", result.decode_ms),
-            ("compute", result.ms - result.decode_ms),
-            ("whole", whole),
-        ):
+        worked = min(max(result.ms, 0.0), whole)
+        decode = min(max(result.decode_ms, 0.0), worked)
+        for part, ms in (("decode", decode), ("compute", worked - decode), ("whole", whole)):
             self._recent[part].append(ms)
             self._sums[part] += ms
 

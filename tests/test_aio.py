@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ def test_a_batch_that_is_left_leaves_nothing(folder: Path) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("wrong", [{"in_flight": 0}, {"timeout": 0.0}])
+@pytest.mark.parametrize("wrong", [{"in_flight": 0}, {"in_flight": 65}, {"timeout": 0.0}])
 def test_numbers_that_cannot_be_are_refused_at_once(wrong: dict[str, float]) -> None:
     """As the blocking client does it."""
 
@@ -344,6 +344,54 @@ def test_a_client_that_is_closed_tells_who_waits(folder: Path) -> None:
     run(main())
 
 
+def test_a_call_that_is_opening_its_file_does_not_connect_any_more(folder: Path) -> None:
+    """Once the client is closed, whatever it was at."""
+    opening = threading.Event()
+    go_on = threading.Event()
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            opening.set()
+            go_on.wait(30)
+            return super().read(size)
+
+    async def main() -> None:
+        with Peer(folder, pongs) as peer:
+            client = AsyncClient(peer.path)
+            waiting = asyncio.create_task(client.compute(Slow(b"x")))
+            await until(opening.is_set, "the thread")
+            await client.aclose()
+            go_on.set()
+            with pytest.raises(SwiprError, match="the client was closed"):
+                await waiting
+            assert peer.connections == 0
+
+    run(main())
+
+
+def test_images_that_were_taken_are_answered_when_the_next_cannot_be(folder: Path) -> None:
+    """As in the blocking client."""
+    paths = numbered(folder, 5)
+
+    def breaks() -> Iterator[Path]:
+        yield from paths
+        raise LookupError("no more")
+
+    async def main() -> None:
+        found = []
+        with Peer(folder, answers_with_its_number) as peer:
+            async with AsyncClient(peer.path) as client:
+                try:
+                    async for _, outcome in client.compute_many(breaks()):
+                        assert isinstance(outcome, Result)
+                        found.append(outcome.scores[-1])
+                except LookupError:
+                    found.append(-1.0)
+        assert found == [*(number / 1000 for number in range(5)), -1]
+
+    run(main())
+
+
 async def _awaited(task: asyncio.Task[None]) -> None:
     await task
 
@@ -365,8 +413,8 @@ def test_requests_that_fill_the_socket_are_sent_whole(folder: Path) -> None:
             async with AsyncClient(peer.path) as client:
                 loop = asyncio.get_running_loop()
                 loop.call_later(0.5, began.set)
-                found = await said(client, paths, in_flight=150)
-        assert found == [number / 1000 for number in range(150)]
+                found = await asyncio.gather(*map(client.compute, paths))
+        assert [result.scores[-1] for result in found] == [n / 1000 for n in range(150)]
 
     run(main())
 

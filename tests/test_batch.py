@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import errno
+import gzip
 import io
 import itertools
+import lzma
 import os
+import resource
 import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from swiprctl import Client, Result, SwiprError
+from swiprctl.images import absolute_name
 from tests.daemon import CHELSEA, COFFEE, Daemon
 from tests.peer import (
     Behaviour,
@@ -42,6 +49,16 @@ def said(outcomes: Iterable[tuple[object, Result | SwiprError]]) -> list[float |
         outcome.code if isinstance(outcome, SwiprError) else outcome.scores[-1]
         for _, outcome in outcomes
     ]
+
+
+def collect(
+    outcomes: Iterable[tuple[object, Result | SwiprError]], found: list[float], pause: float = 0
+) -> None:
+    """Add the last score of each image to ``found``; after each, do something else for a while."""
+    for _, outcome in outcomes:
+        assert isinstance(outcome, Result)
+        found.append(outcome.scores[-1])
+        time.sleep(pause)
 
 
 def numbered(folder: Path, count: int) -> list[Path]:
@@ -156,7 +173,9 @@ def test_a_batch_that_is_left_is_over(folder: Path) -> None:
         assert peer.connections == 2
 
 
-@pytest.mark.parametrize("wrong", [{"in_flight": 0}, {"timeout": 0.0}, {"timeout": 1e9}])
+@pytest.mark.parametrize(
+    "wrong", [{"in_flight": 0}, {"in_flight": 65}, {"timeout": 0.0}, {"timeout": 1e9}]
+)
 def test_numbers_that_cannot_be_are_refused_at_once(wrong: dict[str, float]) -> None:
     """Not when the first image is asked for."""
     with pytest.raises(ValueError, match="expected"):
@@ -186,6 +205,17 @@ def test_an_open_file_is_an_image(daemon: Daemon, folder: Path) -> None:
 def _feed(fd: int, data: bytes) -> None:
     with open(fd, "wb") as file:
         file.write(data)
+
+
+@pytest.mark.parametrize("kind", [gzip, bz2, lzma])
+def test_what_a_stream_gives_is_the_image_and_not_what_it_reads(
+    daemon: Daemon, folder: Path, kind: ModuleType
+) -> None:
+    """A stream that unpacks has the descriptor of the packed file."""
+    path = folder / "packed"
+    path.write_bytes(kind.compress(CHELSEA.read_bytes()))
+    with daemon.client() as client, kind.open(path) as file:
+        assert client.compute(file).scores == client.compute(CHELSEA).scores
 
 
 def test_an_object_is_called_by_its_name(daemon: Daemon) -> None:
@@ -225,6 +255,71 @@ def test_more_bytes_than_any_daemon_takes_are_not_read(monkeypatch: pytest.Monke
     with pytest.raises(SwiprError, match="expected at most 10485760 bytes, and more came"):
         Client("/nowhere").compute(endless)  # type: ignore[arg-type]
     assert endless.read_so_far <= 11 * 2**20
+
+
+# --- a program that fails -------------------------------------------------------------------------
+
+
+def test_images_that_were_taken_are_answered_when_the_next_cannot_be(folder: Path) -> None:
+    """An iterator that raises ends the batch, after all that was in flight."""
+    paths = numbered(folder, 5)
+
+    def breaks() -> Iterator[Path]:
+        yield from paths
+        raise LookupError("no more")
+
+    found: list[float] = []
+    peer = Peer(folder, answers_with_its_number)
+    with peer, Client(peer.path) as client, pytest.raises(LookupError, match="no more"):
+        collect(client.compute_many(breaks()), found)
+    assert found == [number / 1000 for number in range(5)]
+
+
+def test_without_descriptors_the_batch_ends_and_blames_no_image(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was in flight is answered first."""
+    paths = numbered(folder, 6)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def uses_up() -> Iterator[Path]:
+        for number, path in enumerate(paths):
+            if number == 4:
+                next_free = os.dup(0)
+                os.close(next_free)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, limits[1]))
+            yield path
+
+    found: list[float] = []
+    with Peer(folder, waits_for(4)) as peer, Client(peer.path) as client:
+        try:
+            with pytest.raises(SwiprError, match="Too many open files") as caught:
+                collect(client.compute_many(uses_up()), found)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caught.value.code == "busy"
+    assert len(found) == 4
+
+
+def waits_for(count: int) -> Behaviour:
+    """Answer the first ``count`` images when all of them are there."""
+
+    def behave(talk: Talk) -> None:
+        for request in [next(talk.requests()) for _ in range(count)]:
+            talk.sock.sendall(scores(request["id"]))
+        next(talk.requests(), None)
+
+    return behave
+
+
+def test_without_a_working_folder_an_image_is_called_as_it_was_given(folder: Path) -> None:
+    """That it is gone says nothing about the daemon; beside a descriptor, any name does."""
+    place = folder / "gone"
+    place.mkdir()
+    with contextlib.chdir(place):
+        place.rmdir()
+        assert absolute_name("it.png") == "it.png"
+        assert absolute_name("/it.png") == "/it.png"
 
 
 # --- a daemon that does not play -----------------------------------------------------------------
@@ -296,6 +391,46 @@ def test_a_daemon_that_is_replaced_gets_what_it_has_not_answered(folder: Path) -
     with Peer(folder, leaves_after(6)) as peer, Client(peer.path) as client:
         assert said(client.compute_many(paths)) == [number / 1000 for number in range(20)]
         assert peer.connections >= 4
+
+
+def test_answers_that_came_are_yielded_when_the_daemon_goes_for_good(folder: Path) -> None:
+    """Those that wait for an earlier one's turn, and those that nobody had read yet."""
+
+    def answer_backwards_and_go(talk: Talk) -> None:
+        requests = [next(talk.requests()) for _ in range(4)]
+        Path(folder / "peer").unlink()
+        for index, request in reversed(list(enumerate(requests))):
+            talk.sock.sendall(scores(request["id"], number_in(talk, index) / 1000))
+
+    found: list[float] = []
+    peer = Peer(folder, answer_backwards_and_go)
+    with peer, Client(peer.path) as client, pytest.raises(SwiprError) as caught:
+        # Slowly, so that it is gone when the next image is sent.
+        collect(client.compute_many(numbered(folder, 20), in_flight=4), found, pause=0.1)
+    assert caught.value.code == "cannot_connect"
+    assert found == [0, 0.001, 0.002, 0.003]
+
+
+@pytest.mark.parametrize("retry_after_ms", [0, -1000])
+def test_a_daemon_cannot_make_its_clients_spin(folder: Path, retry_after_ms: int) -> None:
+    """Between two tries is a pause, whatever it says."""
+    behave = replies(lambda number: busy(number, retry_after_ms))
+    with Peer(folder, behave) as peer, Client(peer.path) as client:
+        with pytest.raises(SwiprError, match="later"):
+            list(client.compute_many(numbered(folder, 1), timeout=0.5))
+        assert len(peer.requests) <= 12
+
+
+def test_a_refusal_is_an_answer(folder: Path) -> None:
+    """A daemon that is restarted again and again, and says so, has not just hung up."""
+
+    def stop(talk: Talk) -> None:
+        request = next(talk.requests())
+        talk.sock.sendall(busy(request["id"], 10))
+
+    peer = Peer(folder, stop, stop, stop, answers_with_its_number)
+    with peer, Client(peer.path) as client:
+        assert said(client.compute_many(numbered(folder, 1))) == [0]
 
 
 def test_a_daemon_that_only_hangs_up_is_given_up(folder: Path) -> None:

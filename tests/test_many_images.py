@@ -11,6 +11,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -71,6 +72,16 @@ def test_several_paths_print_a_line_each_in_their_order(daemon: Daemon) -> None:
     """The tuple, two spaces, and the path as it was given."""
     output = printed(daemon, CHELSEA, COFFEE, CHELSEA)
     assert re.fullmatch(f"{CAT}  {CHELSEA}\n{CUP}  {COFFEE}\n{CAT}  {CHELSEA}\n", output)
+
+
+def test_options_stand_anywhere_among_paths(daemon: Daemon) -> None:
+    """And after two dashes there are none."""
+    output = printed(daemon, CHELSEA, "--labels", COFFEE, "--format", "tuple", "--", CHELSEA)
+    names = [row.split("  ")[1] for row in output.splitlines()]
+    assert names == [str(CHELSEA), str(COFFEE), str(CHELSEA)]
+    done = run(daemon, CHELSEA, "--", COFFEE, "--labels")
+    assert done.returncode == 1
+    assert done.stderr == b"swiprctl: --labels: no such file (not_found)\n"
 
 
 def test_one_path_prints_the_bare_tuple(daemon: Daemon) -> None:
@@ -164,7 +175,7 @@ def test_a_list_that_cannot_be_read_is_told(
 @pytest.mark.parametrize(
     ("redirection", "words"),
     [
-        ("<&-", "standard input: Bad file descriptor (not_a_file)"),
+        ("<&-", "standard input is closed (not_a_file)"),
         ("</dev/null", "-: the file is empty (not_an_image)"),
     ],
 )
@@ -306,9 +317,8 @@ def test_a_model_that_changes_meanwhile_is_told(folder: Path) -> None:
     with Peer(folder, changes_after_one(["no", "yes"])) as peer:
         done = run(peer, CHELSEA, COFFEE, CHELSEA)
     assert (done.returncode, len(done.stdout.splitlines())) == (1, 3)
-    assert done.stderr.decode() == (
-        f"swiprctl: from {COFFEE} on another model answers, new; before, it was old\n"
-    )
+    told = "from here on another model answers, new; before, old (model_changed)"
+    assert done.stderr.decode() == f"swiprctl: {COFFEE}: {told}\n"
 
 
 def test_a_row_never_has_other_columns_than_the_header(folder: Path) -> None:
@@ -437,6 +447,37 @@ def test_a_name_cannot_steer_the_terminal(daemon: Daemon, hostile: Path) -> None
     assert first.endswith(rf"  {hostile.parent}/two\nlines\r\\ \x1b[31m.png")
     assert first.startswith("\\")
     assert re.fullmatch(f"{CAT}  {CHELSEA}", second)
+
+
+def test_a_list_on_standard_input_is_read_once(slow: Peer, folder: Path) -> None:
+    """Before a terminal too, where files are counted first, and whatever else is called -."""
+    (folder / "-").touch()
+    code = f"{shlex.join(SWIPRCTL)} --socket {slow.path} compute --files-from -"
+    ours, theirs = pty.openpty()
+    try:
+        done = subprocess.run(
+            ["/bin/sh", "-c", code],
+            input=f"{CHELSEA}\n{COFFEE}\n".encode(),
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            check=False,
+            cwd=folder,
+            env={**os.environ, "TERM": "xterm", "PYTHONPATH": os.getcwd()},
+            timeout=60,
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
+
+
+def test_a_list_that_cannot_be_read_costs_no_picture(daemon: Daemon, folder: Path) -> None:
+    """Nor does a closed standard input; what else was named is scored."""
+    done = run(daemon, CHELSEA, "--files-from", folder / "none", COFFEE)
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, 2)
+    code = f"{shlex.join(SWIPRCTL)} --socket {daemon.path} compute {CHELSEA} - {COFFEE} <&-"
+    closed = subprocess.run(["/bin/sh", "-c", code], capture_output=True, check=False, timeout=60)
+    assert (closed.returncode, len(closed.stdout.splitlines())) == (1, 2)
 
 
 def test_short_work_shows_no_bar(daemon: Daemon) -> None:

@@ -8,7 +8,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from PIL import Image
 
 import swiprctl
 from swiprctl.commands.report import MARK, THUMBNAIL
-from tests.daemon import CHELSEA, COFFEE, SWIPRCTL, Daemon
+from tests.daemon import CHELSEA, COFFEE, SWIPRCTL, Daemon, wait_until
 from tests.peer import Peer, error, never_answers, replies
+from tests.tasks import interruptible
 from tests.test_many_images import a_reply, changes_after_one
 
 NOT_IMAGE = Path(__file__).parent / "fastai" / "45_not_image.jpg"
@@ -117,21 +120,75 @@ def test_a_page_that_cannot_be_written_is_told_before_anything_is_asked(folder: 
     )
 
 
-def test_a_page_is_replaced_when_the_new_one_is_whole(daemon: Daemon, folder: Path) -> None:
-    """One that comes to nothing leaves the old one, and nothing beside it."""
+def test_a_list_that_cannot_be_read_costs_no_picture(daemon: Daemon, folder: Path) -> None:
+    """Those that were named are on the page, and the list among the errors."""
+    page = folder / "report.html"
+    done = run(daemon, CHELSEA, "--files-from", folder / "none", "-o", page)
+    assert done.returncode == 1
+    data = data_in(page)
+    assert [picture["name"] for picture in data["pictures"]] == [str(CHELSEA)]
+    assert [found["code"] for found in data["errors"]] == ["not_found"]
+
+
+def test_a_page_takes_the_place_of_another(daemon: Daemon, folder: Path) -> None:
+    """With the mode of that one, and where a link leads; nothing is left beside it."""
     page = folder / "report.html"
     page.write_text("old")
-    done = run(daemon, CHELSEA, "--files-from", folder / "none", "-o", page)
-    assert done.returncode == 1  # of the two, one was scored
-    assert data_in(page)["errors"][0]["code"] == "not_found"
-    page.write_text("old")
     page.chmod(0o600)
-    (folder / "gone").mkdir()
-    done = run(daemon, CHELSEA, "-o", folder / "gone")
+    link = folder / "link"
+    link.symlink_to(page)
+    assert run(daemon, CHELSEA, "-o", link).returncode == 0
+    assert len(data_in(page)["pictures"]) == 1
+    assert page.stat().st_mode & 0o777 == 0o600
+    assert link.is_symlink()
+    assert not list(folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_page_is_not_replaced(folder: Path, make: Callable[[Path], None]) -> None:
+    """As root, /dev/null would become a file; nothing is asked of the daemon."""
+    place = folder / "place"
+    make(place)
+    with Peer(folder, never_answers) as peer:
+        done = run(peer, CHELSEA, "-o", place)
+        assert peer.requests == []
     assert done.returncode == 1
-    assert "Is a directory" in done.stderr
+    assert f"{place}: expected a file to replace, got something else" in done.stderr
+    assert not place.is_file()
+    assert not list(folder.glob("*.part"))
+
+
+def test_a_page_that_comes_to_nothing_leaves_the_old_one(folder: Path) -> None:
+    """Interrupted before it was whole."""
+    page = folder / "report.html"
+    page.write_text("old")
+    with Peer(folder, never_answers) as peer, interruptible():
+        command = [*SWIPRCTL, "--socket", peer.path, "report", str(CHELSEA), "-o", str(page)]
+        with subprocess.Popen(command) as process:
+            wait_until(lambda: bool(peer.requests), "a request")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
     assert page.read_text() == "old"
     assert not list(folder.glob("*.part"))
+
+
+def test_many_sources_make_no_long_title(daemon: Daemon, folder: Path) -> None:
+    """The first few are named."""
+    done = run(daemon, *[CHELSEA] * 5, "-o", folder / "report.html")
+    assert done.returncode == 0
+    assert data_in(folder / "report.html")["title"] == f"{CHELSEA}, {CHELSEA}, {CHELSEA} and 2 more"
+
+
+def test_a_model_that_changes_meanwhile_is_told_on_the_page(folder: Path) -> None:
+    """Whose labels are the same: the scores of two models stand side by side."""
+    with Peer(folder, changes_after_one(["no", "yes"])) as peer:
+        done = run(peer, CHELSEA, COFFEE, "-o", folder / "report.html")
+    assert done.returncode == 1
+    data = data_in(folder / "report.html")
+    assert len(data["pictures"]) == 2
+    (told,) = data["errors"]
+    assert (told["name"], told["code"]) == (str(COFFEE), "model_changed")
+    assert "from here on another model answers, new; before, old" in told["message"]
 
 
 def test_what_is_scored_when_the_daemon_gives_up_is_kept(folder: Path) -> None:
@@ -159,7 +216,7 @@ def test_pictures_with_other_labels_are_not_shown(folder: Path) -> None:
     data = data_in(folder / "report.html")
     assert (data["labels"], len(data["pictures"])) == (["no", "yes"], 1)
     assert data["pictures"][0]["thumbnail"] is None
-    assert f"{COFFEE}: the daemon's labels have changed" in data["errors"][0]["message"]
+    assert f"{COFFEE}: the daemon's labels have changed" in data["errors"][1]["message"]
 
 
 def test_a_page_of_errors_alone_is_a_page(daemon: Daemon, folder: Path) -> None:

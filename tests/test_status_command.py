@@ -86,7 +86,7 @@ def test_prometheus_gets_metrics_that_its_own_parser_takes(used: Daemon) -> None
     assert value("swipr_replies_total", code="ok") >= 1
     assert 1e7 < value("swipr_memory_bytes", process="front") < 1e8
     assert 1e8 < value("swipr_memory_bytes", process="worker0") < 1e10
-    assert 0 < value("swipr_idle_seconds") <= 900
+    assert 0 < value("swipr_worker_ends_in_seconds") <= 900
     count = value("swipr_image_whole_seconds_count")
     assert count == status["images"]
     for part in ("decode", "compute", "whole"):

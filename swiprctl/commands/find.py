@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from swiprctl.protocol import SwiprError
 
@@ -28,18 +29,26 @@ def find_images(
 
     Args:
         args: ``paths``, ``files_from`` and ``null``.
-        refuse: told of what cannot be gone through; the rest goes on.
+        refuse: told of what cannot be gone through or read; the rest goes on.
         recursive: take what is in folders, and in folders below. Links to folders are followed
             only where they are named themselves, so that none leads round in a circle.
     """
     for path in args.paths:
-        if path == STDIN:
-            yield _open_stdin()
+        if path != STDIN:
+            yield from _at(path, refuse, recursive)
+            continue
+        try:
+            stdin = _open_stdin()
+        except SwiprError as error:
+            refuse(path, error)
         else:
-            yield from _at(path, refuse, recursive)
+            yield stdin
     if args.files_from is not None:
-        for path in read_names(args.files_from, b"\0" if args.null else b"\n"):
-            yield from _at(path, refuse, recursive)
+        try:
+            for path in read_names(args.files_from, b"\0" if args.null else b"\n"):
+                yield from _at(path, refuse, recursive)
+        except SwiprError as error:
+            refuse(args.files_from, error)
 
 
 def _at(path: str, refuse: Callable[[str, SwiprError], None], recursive: bool) -> Iterator[str]:
@@ -62,12 +71,13 @@ def _below(folder: str, refuse: Callable[[str, SwiprError], None]) -> Iterator[s
         try:
             with os.scandir(path) as found:
                 entries = sorted(found, key=lambda entry: entry.name, reverse=True)
+            folders = {entry.path for entry in entries if entry.is_dir(follow_symlinks=False)}
         except OSError as error:
             code = "permission_denied" if isinstance(error, PermissionError) else "not_a_file"
             refuse(path, SwiprError(code, f"{path}: cannot be gone through: {error.strerror}"))
             continue
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
+            if entry.path in folders:
                 waiting.append((entry.path, True))
             elif entry.name.lower().endswith(SUFFIXES) and not os.path.isdir(entry.path):
                 waiting.append((entry.path, False))
@@ -99,7 +109,6 @@ def _split(chunks: Iterable[bytes], end: bytes) -> Iterator[bytes]:
 
 
 def _open_stdin() -> BufferedReader:
-    try:
-        return open(0, "rb", closefd=False)
-    except OSError as error:
-        raise SwiprError("not_a_file", f"standard input: {error.strerror}") from None
+    if sys.stdin is None:  # its number may be another file's by now
+        raise SwiprError("not_a_file", "standard input is closed")
+    return open(sys.stdin.fileno(), "rb", closefd=False)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _ESCAPED = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 
 
-class Format:
-    """Turns results into text; one class for each ``--format``.
+class Bare:
+    """The scores and nothing else, for one image. Every other ``--format`` is a class below.
 
     Args:
         labels: print the label before each score.
@@ -38,7 +38,7 @@ class Format:
         Raises:
             SwiprError: it cannot stand among the others.
         """
-        raise NotImplementedError
+        return f"{self.scores(result)}\n"
 
     def last(self, count: int) -> str:
         """Return what stands behind the last image, where ``count`` were printed."""
@@ -54,15 +54,7 @@ class Format:
         )
 
 
-class Bare(Format):
-    """The scores and nothing else: for one image."""
-
-    def image(self, name: str, result: Result) -> str:
-        """Return the line for an image."""
-        return f"{self.scores(result)}\n"
-
-
-class Tuple(Format):
+class Tuple(Bare):
     """The scores, two spaces and the name, as sha256sum prints its sums.
 
     A name with a backslash or an end of line in it has these escaped, and a backslash stands
@@ -76,7 +68,7 @@ class Tuple(Format):
         return f"{mark}{self.scores(result)}  {escaped}\n"
 
 
-class Csv(Format):
+class Csv(Bare):
     """RFC 4180, but with newlines alone: a column for the name and one for each label."""
 
     def __init__(self, *, labels: bool, top: bool) -> None:
@@ -94,15 +86,11 @@ class Csv(Format):
             label, score = top_of(result)
             return _row(name, label, f"{score:.6f}")
         if result.labels != self._columns:
-            raise SwiprError(
-                "internal",
-                f"{name}: the daemon's labels have changed since the header was printed;"
-                " score it again",
-            )
+            raise other_labels(name)
         return _row(name, *(f"{score:.6f}" for score in result.scores))
 
 
-class NdJson(Format):
+class NdJson(Bare):
     """One JSON object a line, with all that the daemon says and every digit of it."""
 
     def image(self, name: str, result: Result) -> str:
@@ -140,6 +128,11 @@ class Json(NdJson):
     def last(self, count: int) -> str:
         """Return the end of the array."""
         return "\n]\n" if count else "[]\n"
+
+
+def other_labels(name: str) -> SwiprError:
+    """Return the error for an image whose scores cannot stand among those before it."""
+    return SwiprError("model_changed", f"{name}: the daemon's labels have changed; score it again")
 
 
 def top_of(result: Result) -> tuple[str, float]:

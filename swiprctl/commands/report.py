@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pkgutil
+import stat
 import time
 import urllib.parse
 
 import swiprctl
+from swiprctl.commands.formats import other_labels
 from swiprctl.commands.scoring import Scoring
 from swiprctl.protocol import SwiprError
 from swiprctl.session import RELOAD_TIMEOUT
@@ -27,6 +29,8 @@ THUMBNAIL: Final = 160
 MARK: Final = b"@DATA@\n"
 """The line of report.html that the data takes the place of."""
 _ESCAPED: Final = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+FEW: Final = 3
+"""Sources that are all named in the title."""
 _REST: Final = "(all the rest)"
 
 
@@ -36,23 +40,40 @@ def report(client: Client, args: argparse.Namespace) -> int:
     Raises:
         NotWritten: the page cannot be written; what was there before is left as it was.
     """
-    path = args.output
+    path = os.path.realpath(args.output)  # a link stays one
     # Beside it, so that the page appears whole or not at all.
     part = f"{path}.{os.getpid()}.part"
     try:
+        mode = _mode_of(path)
         file = open(part, "xb")  # noqa: SIM115 - closed below, and known then to be whole
-        try:
-            with file:
+    except OSError as error:
+        raise NotWritten(FAILED, f"{args.output}: {error.strerror}") from None
+    try:
+        with file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            try:
                 status = Page(file, os.path.dirname(path)).write(client, args)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
-    except OSError as error:
-        raise NotWritten(FAILED, f"{path}: {error.strerror}") from None
+            except OSError as error:
+                raise NotWritten(FAILED, f"{args.output}: {error.strerror}") from None
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
     return status
+
+
+def _mode_of(path: str) -> int | None:
+    """Return the mode of the page that is to be replaced; None: there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        raise NotWritten(FAILED, f"{path}: expected a file to replace, got something else")
+    return stat.S_IMODE(found.st_mode)
 
 
 class Page:
@@ -84,7 +105,7 @@ class Page:
         try:
             for name, result in scoring.run():
                 if first is not None and result.labels != first.labels:
-                    scoring.refuse(name, _other_labels(name))
+                    scoring.refuse(name, other_labels(name))
                     continue
                 separator = b"" if first is None else b",\n"
                 self._file.write(separator + encoded(self._picture(name, result)))
@@ -117,7 +138,7 @@ def _about(
     args: argparse.Namespace, first: Result | None, failures: list[tuple[str, str, str]]
 ) -> dict[str, Any]:
     return {
-        "title": ", ".join(args.paths) or args.files_from,
+        "title": _title([*args.paths, *filter(None, [args.files_from])]),
         "made": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "version": swiprctl.__version__,
         "model": first.model if first else "-",
@@ -130,8 +151,9 @@ def _about(
     }
 
 
-def _other_labels(name: str) -> SwiprError:
-    return SwiprError("internal", f"{name}: the daemon's labels have changed; score it again")
+def _title(sources: list[str]) -> str:
+    more = len(sources) - FEW
+    return ", ".join(sources[:FEW]) + (f" and {more} more" if more > 0 else "")
 
 
 def _template() -> bytes:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from swiprctl.commands.find import find_images
+from swiprctl.commands.find import STDIN, find_images
 from swiprctl.commands.progress import Progress, is_shown
 from swiprctl.images import name_of
 from swiprctl.protocol import SwiprError
-from swiprctl.terminal import DONE, FAILED, in_words, printable
+from swiprctl.terminal import DONE, FAILED, in_words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,16 +92,13 @@ class Scoring:
 
     def _look_at_model(self, name: str, result: Result) -> None:
         if self._model is not None and result.model != self._model:
-            self.status = FAILED
-            self.progress.tell(
-                f"from {printable(name)} on another model answers, {result.model}; before, it was"
-                f" {self._model}"
-            )
+            told = f"from here on another model answers, {result.model}; before, {self._model}"
+            self.refuse(name, SwiprError("model_changed", f"{name}: {told}"))
         self._model = result.model
 
     def _count(self) -> int | None:
         listed = self._args.files_from
-        if listed is not None and not os.path.isfile(listed):
+        if listed is not None and (listed == STDIN or not os.path.isfile(listed)):
             return None  # what is read once cannot be counted first
         found = find_images(self._args, lambda name, error: None, recursive=self._recursive)
         return sum(1 for _ in found)

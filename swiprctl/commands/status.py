@@ -148,7 +148,7 @@ def _metrics(found: dict[str, Any]) -> Iterator[str]:
         ("uptime", "uptime_seconds", "Time since the daemon was started."),
         ("queued", "queued_images", "Images that wait for a worker."),
         ("connections", "connections", "Clients that are connected."),
-        ("idle_in", "idle_seconds", "Time until the worker ends if no image comes."),
+        ("idle_in", "worker_ends_in_seconds", "Time until the worker ends if no image comes."),
     ):
         yield from _metric(name, "gauge", help, [({}, _number(found, key))])
     replies = _dict(found, "replies")
