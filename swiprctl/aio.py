@@ -97,6 +97,8 @@ class AsyncClient:
             images: as ``compute`` takes them.
             thumbnail: as for ``compute``.
             in_flight: how many images to take and send before the first is answered, from 1 to 64.
+                With more than 1, images that come one at a time wait for those after them. The
+                iterable is asked in the event loop: it must not make that wait.
             timeout: seconds that one image may take, from when it is taken. The default lets the
                 daemon load its model first.
 
