@@ -230,8 +230,10 @@ def compiled_engines(
             log.warning("a compiled form is not used: %s", error)
     if not found and forms.made_for_others(bundle.digest):
         log.warning(
-            "the compiled form in %s is for another torch or processor; run swiprd compile again",
+            "the compiled form in %s is for another torch, processor or number of threads (here"
+            " %d); run swiprd compile again",
             forms.folder,
+            forms.host.threads,
         )
 
 

@@ -23,7 +23,7 @@ from swiprd.compiled import PRECISIONS, CompiledError, Form, FormCache, Host, th
 
 DIGEST = "sha256:" + hashlib.sha256(b"a bundle").hexdigest()
 OTHER = "sha256:" + hashlib.sha256(b"another bundle").hexdigest()
-HOST = Host("2.9.0", ("avx2", "fma3"))
+HOST = Host("2.9.0", ("avx2", "fma3"), 2)
 LIBRARY = random.Random(1).randbytes(5000)  # noqa: S311
 NOBODY = 65534
 
@@ -193,17 +193,20 @@ def test_bundles_whose_digests_begin_alike_are_told_apart(place: Place) -> None:
         place.cache.find(alike, "fp32")
 
 
-def test_forms_made_for_other_hosts_are_counted(place: Place) -> None:
+@pytest.mark.parametrize(
+    ("field", "other"), [("torch", "0.0"), ("processor", ("avx2",)), ("threads", 1)]
+)
+def test_forms_made_for_other_hosts_are_counted(place: Place, field: str, other: Any) -> None:
     """Those of this bundle, in any precision; not those for this host."""
     assert place.cache.made_for_others(DIGEST) == 0
     keep(place.cache, place.top, precision="bf16")
     assert place.cache.made_for_others(DIGEST) == 0
-    other = FormCache(str(place.folder), Host("0.0", ()))
-    assert other.made_for_others(DIGEST) == 2
+    others = FormCache(str(place.folder), dataclasses.replace(HOST, **{field: other}))
+    assert others.made_for_others(DIGEST) == 2
     for count, precision in enumerate(PRECISIONS, 1):
-        keep(other, place.top, precision=precision)
+        keep(others, place.top, precision=precision)
         assert place.cache.made_for_others(DIGEST) == count
-    assert other.made_for_others(DIGEST) == 2
+    assert others.made_for_others(DIGEST) == 2
     assert place.cache.made_for_others(OTHER) == 0
 
 
@@ -373,7 +376,7 @@ def test_a_record_that_is_something_else_is_refused(place: Place, content: bytes
     assert str(place.record) in refusal(place)
 
 
-FIELDS = ("format", "bundle", "precision", "torch", "processor", "sha256")
+FIELDS = ("format", "bundle", "precision", "torch", "processor", "threads", "sha256")
 
 
 def test_a_record_holds_these_fields(place: Place) -> None:
@@ -390,7 +393,7 @@ def test_a_record_without_one_field_is_refused(place: Place, field: str) -> None
     assert str(place.record) in refusal(place)
 
 
-VALUES: tuple[Any, ...] = (None, True, 0, 2, 1.5, "", "x", [], ["avx2"], ["x"], {}, [[]], 10**400)
+VALUES: tuple[Any, ...] = (None, True, 0, 3, 1.5, "", "x", [], ["avx2"], ["x"], {}, [[]], 10**400)
 
 
 def test_a_record_with_one_field_changed_is_refused(place: Place) -> None:
@@ -602,6 +605,7 @@ def test_this_host_is_told_the_same_each_time() -> None:
     host = this_host()
     assert host == this_host()
     assert host.torch == torch.__version__
+    assert host.threads == torch.get_num_threads()
     assert list(host.processor) == sorted(set(host.processor))
 
 
@@ -617,4 +621,4 @@ def test_this_host_is_told_the_same_each_time() -> None:
 )
 def test_the_features_say_whether_bf16_is_of_use(features: tuple[str, ...], computes: bool) -> None:
     """Those that multiply in it are named after it."""
-    assert Host("2.9.0", features).computes_bf16 is computes
+    assert Host("2.9.0", features, 2).computes_bf16 is computes

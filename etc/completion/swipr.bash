@@ -89,8 +89,9 @@ _swiprd() {
         [import:--short-side]=one [import:--fit]=one [import:--resample]=one \
         [import:--orientation]=one [import:--mean]=one [import:--std]=one \
         [import:--jpeg-margin]=one [compile:--precision]=one [compile:--config]=one \
-        [compile:--cache-dir]=one [show:--config]=one [show:--cache-dir]=one [verify:--config]=one \
-        [verify:--cache-dir]=one [import:--check]=many [compile:2]=many)
+        [compile:--cache-dir]=one [compile:--threads]=one [show:--config]=one \
+        [show:--cache-dir]=one [show:--threads]=one [verify:--config]=one [verify:--cache-dir]=one \
+        [verify:--threads]=one [import:--check]=many [compile:2]=many)
     COMPREPLY=()
     _swipr_look
     case $at in
@@ -106,11 +107,11 @@ _swiprd() {
         _swipr_words -h --help -o --output --check --labels --activation --arch --license --size \
         --short-side --fit --resample --orientation --mean --std --jpeg-margin ;;
     compile:-)
-        _swipr_words -h --help --precision --config --cache-dir ;;
+        _swipr_words -h --help --precision --config --cache-dir --threads ;;
     show:-)
-        _swipr_words -h --help --json --config --cache-dir ;;
+        _swipr_words -h --help --json --config --cache-dir --threads ;;
     verify:-)
-        _swipr_words -h --help --config --cache-dir ;;
+        _swipr_words -h --help --config --cache-dir --threads ;;
     :--config | :--pid-file | :--log-file | :--model | :--socket | import:1 | import:-o | \
         import:--output | import:--check | compile:1 | compile:2 | compile:--config | show:1 | \
         show:--config | verify:1 | verify:--config)

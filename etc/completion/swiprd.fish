@@ -11,7 +11,8 @@ function __swiprd_at
         import:--labels import:--activation import:--arch import:--license import:--size \
         import:--short-side import:--fit import:--resample import:--orientation import:--mean \
         import:--std import:--jpeg-margin compile:--precision compile:--config compile:--cache-dir \
-        show:--config show:--cache-dir verify:--config verify:--cache-dir
+        compile:--threads show:--config show:--cache-dir show:--threads verify:--config \
+        verify:--cache-dir verify:--threads
     set -l many import:--check compile:2
     set -l early
     set -l command ''
@@ -100,13 +101,16 @@ complete -c swiprd -n '__swiprd_at compile:-' -s h -l help -d 'show this help me
 complete -c swiprd -n '__swiprd_at compile:-' -l precision -r -fa 'fp32 bf16' -d 'bf16 is faster where the processor has it'
 complete -c swiprd -n '__swiprd_at compile:-' -l config -r -F -d 'settings file'
 complete -c swiprd -n '__swiprd_at compile:-' -l cache-dir -r -fa '(__swiprd_folders)' -d 'where compiled forms are'
+complete -c swiprd -n '__swiprd_at compile:-' -l threads -r -f -d 'threads of a worker'
 complete -c swiprd -n '__swiprd_at show:-' -s h -l help -d 'show this help message and exit'
 complete -c swiprd -n '__swiprd_at show:-' -l json -d 'print one JSON object'
 complete -c swiprd -n '__swiprd_at show:-' -l config -r -F -d 'settings file'
 complete -c swiprd -n '__swiprd_at show:-' -l cache-dir -r -fa '(__swiprd_folders)' -d 'where compiled forms are'
+complete -c swiprd -n '__swiprd_at show:-' -l threads -r -f -d 'threads of a worker'
 complete -c swiprd -n '__swiprd_at verify:-' -s h -l help -d 'show this help message and exit'
 complete -c swiprd -n '__swiprd_at verify:-' -l config -r -F -d 'settings file'
 complete -c swiprd -n '__swiprd_at verify:-' -l cache-dir -r -fa '(__swiprd_folders)' -d 'where compiled forms are'
+complete -c swiprd -n '__swiprd_at verify:-' -l threads -r -f -d 'threads of a worker'
 complete -c swiprd -n '__swiprd_at import:1' -F -d 'the checkpoint'
 complete -c swiprd -n '__swiprd_at import:--check' -F -d 'print the new bundle\'s scores'
 complete -c swiprd -n '__swiprd_at compile:1' -F

@@ -74,7 +74,8 @@ def _compile(args: argparse.Namespace) -> None:
         model.check_golden()
         pictures = _pictures(bundle, model, args.images)
         check_compiler()
-        with progress("compile", f"compiling in {args.precision}, which takes about a minute"):
+        threads = "one thread" if forms.host.threads == 1 else f"{forms.host.threads} threads"
+        with progress("compile", f"compiling in {args.precision} for {threads}, about a minute"):
             library = compile_network(
                 build_network(bundle), bundle.manifest.preprocessing.crop, args.precision, folder
             )

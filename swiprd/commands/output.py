@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+import torch
+
 from swiprctl.protocol import SwiprError
 from swiprd.compiled import FormCache, this_host
 from swiprd.config import load_config, usual_cache, usual_file
@@ -37,7 +39,7 @@ def add_command(commands: Commands, name: str, words: str) -> argparse.ArgumentP
 
 
 def add_cache_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say where compiled forms are, as they do for the daemon."""
+    """Add the flags that say where compiled forms are and what for, as they do for the daemon."""
     parser.add_argument("--config", metavar="FILE", help="settings file [/etc/swipr/swiprd.toml]")
     parser.add_argument(
         "--cache-dir",
@@ -45,10 +47,13 @@ def add_cache_flags(parser: argparse.ArgumentParser) -> None:
         type=os.path.abspath,
         help="where compiled forms are [the setting cache_dir]",
     )
+    parser.add_argument("--threads", metavar="N", help="threads of a worker [the setting threads]")
 
 
 def form_cache(args: argparse.Namespace, *, to_run: bool = False) -> FormCache | None:
     """Return where compiled forms are, as the daemon's settings say; None: nowhere.
+
+    Torch computes with as many threads as a worker from here on, which forms are made for.
 
     Args:
         args: of the command.
@@ -61,8 +66,9 @@ def form_cache(args: argparse.Namespace, *, to_run: bool = False) -> FormCache |
     config = load_config(
         file=args.config or usual_file(args.environment),
         environment=args.environment,
-        flags={"cache_dir": args.cache_dir},
+        flags={"cache_dir": args.cache_dir, "threads": args.threads},
     )
+    torch.set_num_threads(config.threads_per_worker)
     folder = config.cache_dir or usual_cache(args.environment)
     if folder is None:
         return None
