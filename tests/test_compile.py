@@ -298,6 +298,21 @@ def test_a_form_made_for_another_host_costs_one_line(
     )
 
 
+def test_a_form_is_for_a_number_of_threads(
+    result: Compiled, start_daemon: StartDaemon, threads_of_a_worker: int
+) -> None:
+    """Commands and daemons that are told of another number do not find it."""
+    for threads, engine in ((threads_of_a_worker, "compiled"), (threads_of_a_worker + 1, "eager")):
+        flags = ("--threads", str(threads), "--cache-dir", str(result.folder))
+        shown = swiprd("show", DEFAULT_BUNDLE, "--json", *flags)
+        found = json.loads(shown.stdout)["compiled"]["fp32"]
+        assert found == (result.library if engine == "compiled" else None)
+        verified = swiprd("verify", DEFAULT_BUNDLE, *flags)
+        assert f"{engine} fp32: 2 of 2 golden answers" in verified.stdout
+        assert ("compiled" in verified.stdout) is (engine == "compiled")
+        assert scored(start_daemon("--model", DEFAULT_BUNDLE, *flags)) == (engine, "fp32")
+
+
 def test_the_form_of_another_network_costs_one_line(
     libraries: tuple[str, str], start_daemon: StartDaemon, folder: Path
 ) -> None:
