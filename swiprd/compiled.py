@@ -61,11 +61,11 @@ class Host:
         return any(feature.endswith("bf16") for feature in self.processor)
 
 
-def this_host() -> Host:
-    """Return what compiled code depends on, of this machine and of torch's settings now."""
+def this_host(threads: int) -> Host:
+    """Return what compiled code depends on, of this machine and of ``threads`` to compute with."""
     found = torch.cpu.get_capabilities()
     features = sorted(name for name, value in found.items() if value is True)
-    return Host(str(torch.__version__), tuple(features), torch.get_num_threads())
+    return Host(str(torch.__version__), tuple(features), threads)
 
 
 @dataclass(frozen=True, slots=True)

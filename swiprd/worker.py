@@ -21,7 +21,6 @@ import signal
 import socket
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 from swiprctl import protocol
@@ -106,20 +105,18 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
     try:
         readable = [settings["model"]] if folder is None else [settings["model"], folder]
         confine(readable, max_memory=settings["max_memory"])
+        bundle = read_bundle(settings["model"])
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch is loaded
-        # Reading and summing up 100 MB takes a tenth of the time that importing torch does, and
-        # hardly needs Python's lock.
-        with ThreadPoolExecutor(1) as beside:
-            reading = beside.submit(read_bundle, settings["model"])
-            import torch
+        # Only now: a bundle that cannot be served is told at once, not after seconds of loading.
+        import torch
 
-            from swiprd.architectures import CACHE_VARIABLE
-            from swiprd.compiled import FormCache, this_host
-            from swiprd.model import best_model
-        bundle = reading.result()
+        from swiprd.architectures import CACHE_VARIABLE
+        from swiprd.compiled import FormCache, this_host
+        from swiprd.model import best_model
+
         os.environ[CACHE_VARIABLE] = "/"  # wherever it is, torch would make it, which it cannot
         torch.set_num_threads(settings["threads"])
-        forms = None if folder is None else FormCache(folder, this_host())
+        forms = None if folder is None else FormCache(folder, this_host(settings["threads"]))
         model = best_model(bundle, forms, settings["precision"], max_pixels=settings["max_pixels"])
     except BundleError as error:
         raise SwiprError("unavailable", str(error)) from None

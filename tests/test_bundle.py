@@ -249,7 +249,7 @@ def test_a_bundle_is_replaced_whole(folder: Path) -> None:
 
 
 def test_importing_the_bundle_brings_no_torch() -> None:
-    """A worker reads it while it imports torch, not after that."""
+    """A bundle that cannot be served is told at once, not after seconds of loading."""
     code = "import sys, swiprd.bundle; print(sorted({'torch', 'numpy', 'PIL'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")

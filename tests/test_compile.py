@@ -37,6 +37,8 @@ FASTAI = Path(__file__).parent / "fastai"
 EXPECTED: dict[str, Any] = json.loads((FASTAI / "expected.json").read_text())["images"]
 SCORED = [n for n in EXPECTED if (FASTAI / n).exists() and EXPECTED[n]["status"] == "ok"]
 MAX_PIXELS = 10**7
+HOST = this_host(load_config(file=None, environment={}, flags={}).threads_per_worker)
+"""What forms are made for, where no flag says otherwise."""
 SPEED = re.compile(
     r"eager (fp32) (\d+\.\d) ms, compiled (fp32) (\d+\.\d) ms: (\d+\.\d\d) times as fast"
 )
@@ -55,12 +57,11 @@ pytestmark = [pytest.mark.usefixtures("threads_of_a_worker"), pytest.mark.timeou
 
 
 @pytest.fixture(scope="module")
-def threads_of_a_worker() -> Iterator[int]:
+def threads_of_a_worker() -> Iterator[None]:
     """Let torch compute here with as many threads as in a worker: forms are made for so many."""
     before = torch.get_num_threads()
-    threads = load_config(file=None, environment={}, flags={}).threads_per_worker
-    torch.set_num_threads(threads)
-    yield threads
+    torch.set_num_threads(HOST.threads)
+    yield
     torch.set_num_threads(before)
 
 
@@ -178,7 +179,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory, temporary: Path) -> tupl
 def copied(result: Compiled, folder: Path) -> FormCache:
     """Return a copy of the cache, to be changed."""
     shutil.copytree(result.folder, folder / "cache")
-    return FormCache(str(folder / "cache"), this_host())
+    return FormCache(str(folder / "cache"), HOST)
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ def test_the_command_leaves_a_form_and_nothing_else(result: Compiled) -> None:
 
 def test_what_was_kept_is_found(result: Compiled) -> None:
     """By the digest of the bundle, for this host."""
-    form = FormCache(str(result.folder), this_host()).find(bundle().digest, "fp32")
+    form = FormCache(str(result.folder), HOST).find(bundle().digest, "fp32")
     assert form is not None
     assert (form.path, form.precision) == (result.library, "fp32")
 
@@ -286,7 +287,7 @@ def test_a_cut_off_library_costs_one_line(
 
 
 def test_a_form_made_for_another_host_costs_one_line(
-    result: Compiled, start_daemon: StartDaemon, folder: Path, threads_of_a_worker: int
+    result: Compiled, start_daemon: StartDaemon, folder: Path
 ) -> None:
     """Torch serves instead, and the log says to compile again."""
     FormCache(str(folder), Host("0.0", (), 1)).keep(result.library, bundle().digest, "fp32")
@@ -294,15 +295,13 @@ def test_a_form_made_for_another_host_costs_one_line(
     assert scored(daemon) == ("eager", "fp32")
     assert told(daemon).endswith(
         f"the compiled form in {folder} is for another torch, processor or number of threads"
-        f" (here {threads_of_a_worker}); run swiprd compile again"
+        f" (here {HOST.threads}); run swiprd compile again"
     )
 
 
-def test_a_form_is_for_a_number_of_threads(
-    result: Compiled, start_daemon: StartDaemon, threads_of_a_worker: int
-) -> None:
+def test_a_form_is_for_a_number_of_threads(result: Compiled, start_daemon: StartDaemon) -> None:
     """Commands and daemons that are told of another number do not find it."""
-    for threads, engine in ((threads_of_a_worker, "compiled"), (threads_of_a_worker + 1, "eager")):
+    for threads, engine in ((HOST.threads, "compiled"), (HOST.threads + 1, "eager")):
         flags = ("--threads", str(threads), "--cache-dir", str(result.folder))
         shown = swiprd("show", DEFAULT_BUNDLE, "--json", *flags)
         found = json.loads(shown.stdout)["compiled"]["fp32"]
@@ -317,7 +316,7 @@ def test_the_form_of_another_network_costs_one_line(
     libraries: tuple[str, str], start_daemon: StartDaemon, folder: Path
 ) -> None:
     """It fails the golden answers; torch serves instead."""
-    FormCache(str(folder), this_host()).keep(libraries[0], bundle().digest, "fp32")
+    FormCache(str(folder), HOST).keep(libraries[0], bundle().digest, "fp32")
     daemon = start_daemon("--model", DEFAULT_BUNDLE, "--cache-dir", str(folder))
     assert scored(daemon) == ("eager", "fp32")
     assert "a compiled form is not used: golden picture 0 scores " in told(daemon)
@@ -327,7 +326,7 @@ def test_verify_fails_where_a_compiled_form_computes_something_else(
     libraries: tuple[str, str], folder: Path
 ) -> None:
     """What torch itself computes is right, and is said first."""
-    FormCache(str(folder), this_host()).keep(libraries[0], bundle().digest, "fp32")
+    FormCache(str(folder), HOST).keep(libraries[0], bundle().digest, "fp32")
     done = swiprd("verify", DEFAULT_BUNDLE, "--cache-dir", folder)
     assert (done.returncode, done.stdout) == (1, "eager fp32: 2 of 2 golden answers\n")
     (line,) = done.stderr.splitlines()
@@ -337,7 +336,7 @@ def test_verify_fails_where_a_compiled_form_computes_something_else(
 def test_a_library_that_is_none_costs_one_line(folder: Path) -> None:
     """Kept whole and of the right name, but nothing that can be loaded."""
     (folder / "model.so").write_bytes(b"no library")
-    forms = FormCache(str(folder), this_host())
+    forms = FormCache(str(folder), HOST)
     form = forms.keep(str(folder / "model.so"), bundle().digest, "fp32")
     done = swiprd("verify", DEFAULT_BUNDLE, "--cache-dir", folder)
     assert done.stdout == "eager fp32: 2 of 2 golden answers\n"
@@ -351,7 +350,7 @@ import json, sys
 from swiprd.bundle import read_bundle
 from swiprd.compiled import FormCache, this_host
 from swiprd.model import best_model
-forms = FormCache(sys.argv[2], this_host())
+forms = FormCache(sys.argv[2], this_host(int(sys.argv[4])))
 model = best_model(read_bundle(sys.argv[1]), forms, "auto", max_pixels=10**6)
 assert model.engine == "compiled"
 with open(sys.argv[3], "rb") as file:
@@ -363,7 +362,7 @@ print(json.dumps(list(sys.modules)))
 def test_a_compiled_form_is_run_without_what_compiled_it(result: Compiled) -> None:
     """Torch's compiler, torchvision and sympy take seconds to import."""
     done = subprocess.run(
-        [sys.executable, "-c", COMPUTE, DEFAULT_BUNDLE, result.folder, CHELSEA],
+        [sys.executable, "-c", COMPUTE, DEFAULT_BUNDLE, result.folder, CHELSEA, str(HOST.threads)],
         capture_output=True,
         check=True,
         text=True,
@@ -381,7 +380,7 @@ def test_a_compiled_form_is_run_without_what_compiled_it(result: Compiled) -> No
 
 def test_bf16_is_refused_where_it_would_be_slow(folder: Path) -> None:
     """Before anything is compiled; nothing is kept."""
-    if this_host().computes_bf16:
+    if HOST.computes_bf16:
         pytest.skip("this processor computes in bf16")
     cache = folder / "cache"
     done = swiprd("compile", DEFAULT_BUNDLE, "--precision", "bf16", "--cache-dir", cache)
@@ -419,7 +418,7 @@ def test_fp32_asked_for_is_fp32(both: FormCache, libraries: tuple[str, str], fol
     """The form in bf16 is left alone, also where there is no other."""
     model = best_model(bundle(), both, "fp32", max_pixels=MAX_PIXELS)
     assert (model.engine, model.precision) == ("compiled", "fp32")
-    alone = FormCache(str(folder), this_host())
+    alone = FormCache(str(folder), HOST)
     alone.keep(libraries[1], bundle().digest, "bf16")
     model = best_model(bundle(), alone, "fp32", max_pixels=MAX_PIXELS)
     assert (model.engine, model.precision) == ("eager", "fp32")
@@ -427,7 +426,7 @@ def test_fp32_asked_for_is_fp32(both: FormCache, libraries: tuple[str, str], fol
 
 def test_without_forms_torch_computes(folder: Path) -> None:
     """No folder, an empty one, and one that is not there are the same."""
-    caches = [None, *(FormCache(str(path), this_host()) for path in (folder, folder / "none"))]
+    caches = [None, *(FormCache(str(path), HOST) for path in (folder, folder / "none"))]
     for forms in caches:
         model = best_model(bundle(), forms, "auto", max_pixels=MAX_PIXELS)
         assert (model.engine, model.precision) == ("eager", "fp32")
@@ -555,7 +554,7 @@ def test_a_compiled_resnext_is_faster(resnext: Compiled) -> None:
 
 @pytest.fixture(scope="module")
 def compiled_resnext(resnext: Compiled) -> Model:
-    forms = FormCache(str(resnext.folder), this_host())
+    forms = FormCache(str(resnext.folder), HOST)
     model = best_model(read_bundle(resnext.bundle), forms, "auto", max_pixels=MAX_PIXELS)
     assert (model.engine, model.precision) == ("compiled", "fp32")
     return model
@@ -576,13 +575,13 @@ def test_what_is_no_picture_stays_none(compiled_resnext: Model, name: str) -> No
     assert code_of(lambda: compiled_resnext.compute((FASTAI / name).read_bytes())) == "not_an_image"
 
 
-def seconds_until_ready(bundle: str, cache: Path, threads: int) -> float:
+def seconds_until_ready(bundle: str, cache: Path) -> float:
     """Start a worker as the front does and return how long it takes to be ready."""
     settings = {
         "model": bundle,
         "precision": "auto",
         "cache_dir": str(cache),
-        "threads": threads,
+        "threads": HOST.threads,
         "max_bytes": 10**8,
         "max_pixels": MAX_PIXELS,
         "log_level": "info",
@@ -621,14 +620,14 @@ def seconds_to_import_torch() -> float:
     return time.perf_counter() - began
 
 
-def test_a_worker_is_ready_soon_after_torch_is(resnext: Compiled, threads_of_a_worker: int) -> None:
+def test_a_worker_is_ready_soon_after_torch_is(resnext: Compiled) -> None:
     """Loading and checking ResNeXt-50 adds at most 0.3 of what it takes to import torch."""
     medians = []
     for _ in range(5):  # the best of five: the machine may have been busy with something else
         ratios = []
         for number in range(6):
             bare = seconds_to_import_torch()
-            ready = seconds_until_ready(resnext.bundle, resnext.folder, threads_of_a_worker)
+            ready = seconds_until_ready(resnext.bundle, resnext.folder)
             if number:  # the first pair fills the page cache
                 ratios.append(ready / bare)
         medians.append(statistics.median(ratios))
@@ -639,7 +638,7 @@ def test_a_worker_is_ready_soon_after_torch_is(resnext: Compiled, threads_of_a_w
 
 
 @pytest.mark.skipif(
-    not this_host().computes_bf16,
+    not HOST.computes_bf16,
     reason="this processor does not compute in bf16 (no avx512_bf16 or amx_bf16)",
 )
 def test_a_resnext_in_bf16_is_twice_as_fast(resnext: Compiled, temporary: Path) -> None:

@@ -68,6 +68,7 @@ def _compile(args: argparse.Namespace) -> None:
             " fp32 is faster here"
         )
     forms.prepare()
+    torch.set_num_threads(forms.host.threads)
     with workspace() as folder:
         reference = eager(bundle)
         model = Model(bundle, reference, max_pixels=MAX_PIXELS)

@@ -11,8 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-import torch
-
 from swiprctl.protocol import SwiprError
 from swiprd.compiled import FormCache, this_host
 from swiprd.config import load_config, usual_cache, usual_file
@@ -53,8 +51,6 @@ def add_cache_flags(parser: argparse.ArgumentParser) -> None:
 def form_cache(args: argparse.Namespace, *, to_run: bool = False) -> FormCache | None:
     """Return where compiled forms are, as the daemon's settings say; None: nowhere.
 
-    Torch computes with as many threads as a worker from here on, which forms are made for.
-
     Args:
         args: of the command.
         to_run: whether this process will run them. Otherwise root sees what the folder's owner
@@ -68,14 +64,13 @@ def form_cache(args: argparse.Namespace, *, to_run: bool = False) -> FormCache |
         environment=args.environment,
         flags={"cache_dir": args.cache_dir, "threads": args.threads},
     )
-    torch.set_num_threads(config.threads_per_worker)
     folder = config.cache_dir or usual_cache(args.environment)
     if folder is None:
         return None
     user = None
     if not to_run and os.geteuid() == 0 and os.path.isdir(folder):
         user = os.stat(folder).st_uid
-    return FormCache(folder, this_host(), user=user)
+    return FormCache(folder, this_host(config.threads_per_worker), user=user)
 
 
 def tell(command: str, message: str) -> None:

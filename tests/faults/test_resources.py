@@ -125,7 +125,7 @@ def test_a_cache_on_a_full_disk(
     trial.tried += 1
     library = folder / "library"
     library.write_bytes(os.urandom(100_000))
-    forms = FormCache(str(full_disk), this_host())
+    forms = FormCache(str(full_disk), this_host(1))
     forms.prepare()
     with pytest.raises(OSError, match="No space left on device") as failure:
         forms.keep(str(library), "sha256:0", "fp32")
