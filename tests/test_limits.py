@@ -202,6 +202,7 @@ def test_the_limit_on_open_files_is_raised_as_far_as_clients_need(
         words = ["--socket", "SOCKET", "--max-connections", "500"]
         command = [sys.executable, "-c", limit + program, *SWIPRD, *words]
         daemon = start_daemon(command=command)
+        daemon.status()  # its socket is there before the limit is raised
         limits = Path(f"/proc/{daemon.pid}/limits").read_text()
         assert re.search(rf"Max open files +{allowed} +{hard} ", limits), limits
         said = f"{hard} open files are allowed, 1704 may be needed: raise LimitNOFILE="
