@@ -146,8 +146,11 @@ def _is_connected(sock: socket.socket) -> bool:
 
 
 def _why_not(path: str, error: OSError) -> str:
+    if not path:
+        return "the path of the daemon's socket is empty; see --socket and SWIPR_SOCKET"
     if isinstance(error, FileNotFoundError):
-        start = "systemctl start swipr.socket" if path == SYSTEM_SOCKET else "start swiprd"
+        has_systemd = path == SYSTEM_SOCKET and os.path.exists("/run/systemd/system")
+        start = "systemctl start swipr.socket" if has_systemd else "start swiprd"
         return (
             f"no daemon at {path}: there is no such socket;"
             f" {start} or name its socket with --socket or SWIPR_SOCKET"

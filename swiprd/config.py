@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -285,8 +285,11 @@ def load_config(
     path = DEFAULT_FILE if file is None else file
     for key, value in _read_file(path, must_exist=file is not None).items():
         if key not in by_name:
-            raise ConfigError(f"{path}: no setting {key!r}, expected one of {', '.join(by_name)}")
-        values[key] = _checked(by_name[key], value, f"{key} in {path}")
+            raise ConfigError(f"{path}: {_unknown(key, value, by_name)}")
+        setting = by_name[key]
+        values[key] = _checked(setting, value, f"{key} in {path}")
+        if isinstance(value, str) and not isinstance(values[key], str):
+            raise ConfigError(f"{key} in {path}: expected a number without quotes, got {value!r}")
     by_variable = {setting.variable: setting for setting in SETTINGS}
     for variable, written in environment.items():
         if variable.startswith(ENVIRONMENT_PREFIX):
@@ -325,6 +328,16 @@ def usual_cache(environment: Mapping[str, str]) -> str | None:
     if not cache.startswith("/") and home.startswith("/"):
         cache = os.path.join(home, ".cache")
     return os.path.join(cache, "swipr") if cache.startswith("/") else None
+
+
+def _unknown(name: str, value: Any, known: Collection[str]) -> str:
+    if isinstance(value, dict):
+        return f"the settings stand alone: remove the line [{name}]"
+    import difflib  # slow to import, and seldom needed
+
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"no setting {name!r}{meant}, expected one of {', '.join(known)}"
 
 
 def _checked(setting: Setting, value: Any, origin: str) -> Any:
@@ -366,6 +379,15 @@ def _read_file(path: str, *, must_exist: bool) -> dict[str, Any]:
     try:
         return tomllib.loads(text.decode("utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+        raise ConfigError(f"{path}: not TOML: {error}{_line(text, str(error))}") from None
     except RecursionError:
         raise ConfigError(f"{path}: not TOML: nested too deeply") from None
+
+
+def _line(text: bytes, problem: str) -> str:
+    """Return the line that a parser's ``problem`` speaks of, to stand behind it."""
+    lines = text.splitlines()
+    found = re.search(r"at line (\d+)", problem)
+    number = len(lines) if found is None else int(found[1])
+    shown = _shown(b"".join(lines[number - 1 : number]).decode("utf-8", "replace").strip())
+    return f": {shown}; each setting stands once, and words stand in double quotes"

@@ -45,6 +45,7 @@ class Model:
         Raises:
             BundleError: the labels are too many or too long for a reply.
         """
+        log.debug("the engine is loaded: %s %s", engine.name, engine.precision)
         _check_reply_fits(bundle)
         self._manifest = bundle.manifest
         self._max_pixels = max_pixels

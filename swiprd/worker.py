@@ -42,13 +42,6 @@ log = logging.getLogger("swiprd.worker")
 LONGEST_REPLY: Final = protocol.MAX_LINE - 1024
 """Bytes of a reply with a thumbnail: the client's id, which takes the place of ours, is longer."""
 
-SPIN_COUNT: Final = "5000"
-"""How often torch's threads look for work before they sleep, where the environment does not say.
-
-With libgomp's own 300,000, threads on busy cores wait for one another. The default model on two
-cores, milliseconds a picture, median and worst, with 5,000 and with 300,000: idle 22, 78 and 25,
-1161; beside one busy process 69, 129 and 44, 1802; beside two 46, 190 and 94, 2431."""
-
 
 def main() -> int:
     """Serve the front over the socket whose descriptor is the only argument."""
@@ -106,9 +99,11 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
         readable = [settings["model"]] if folder is None else [settings["model"], folder]
         confine(readable, max_memory=settings["max_memory"])
         bundle = read_bundle(settings["model"])
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch is loaded
+        log.debug("the bundle is read")
         # Only now: a bundle that cannot be served is told at once, not after seconds of loading.
         import torch
+
+        log.debug("torch is imported")
 
         from swiprd.architectures import CACHE_VARIABLE
         from swiprd.compiled import FormCache, this_host

@@ -8,7 +8,7 @@ from typing import Final
 
 from make_completions import whole
 
-import swiprctl.__main__
+import swiprctl.arguments
 import swiprd.__main__
 from swiprd.config import LOG_LEVELS, PRECISIONS
 
@@ -65,7 +65,7 @@ def both_commands() -> dict[str, Command]:
 
     of_swiprd = argparse.ArgumentParser()
     add_to(of_swiprd.add_subparsers())
-    of_swiprctl = swiprctl.__main__._parser()
+    of_swiprctl = swiprctl.arguments.make_parser()
     return {
         "swiprctl": Command(of_swiprctl, commands_of(of_swiprctl)),
         "swiprd": Command(swiprd.__main__._parser(), commands_of(of_swiprd)),

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 import make_completions
 import pytest
 
-import swiprctl.__main__
+import swiprctl.arguments
 import swiprd.__main__
 from tests.parsers import (
     CHOICES,
@@ -37,7 +37,7 @@ COMPLETION = ROOT / "etc" / "completion"
 
 CONTEXTS: Final = [
     ("swiprctl",),
-    *(("swiprctl", name) for name in commands_of(swiprctl.__main__._parser())),
+    *(("swiprctl", name) for name in commands_of(swiprctl.arguments.make_parser())),
     ("swiprd",),
     *(("swiprd", name) for name in swiprd.__main__.COMMANDS),
 ]

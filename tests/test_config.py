@@ -375,19 +375,43 @@ def test_a_number_of_thousands_of_digits_is_refused_like_any_other(
 # --- the file ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["worker", "Workers", "idle-timeout", "config", '"a\\nb"'])
-def test_an_unknown_key_is_refused_with_the_known_ones(key: str, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        ("worker", "'worker' (did you mean 'workers'?)"),
+        ("Workers", "'Workers' (did you mean 'workers'?)"),
+        ("idle-timeout", "'idle-timeout' (did you mean 'idle_timeout'?)"),
+        ("config", "'config'"),
+        ('"a\\nb"', "'a\\nb'"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_known_ones(key: str, shown: str, folder: Path) -> None:
     """A misspelt setting would otherwise be a setting that silently does nothing."""
     file = write(folder, f"threads = 1\n{key} = 1")
-    shown = repr(key) if key.isprintable() and '"' not in key else "'a\\nb'"
     wanted = f"{file}: no setting {shown}, expected one of {', '.join(NAMES)}"
     assert refusal(file=file) == wanted
+
+
+def test_a_number_in_quotes_is_refused(folder: Path) -> None:
+    """Variables and flags have no quotes to tell numbers by; the file has."""
+    file = write(folder, 'threads = "2"')
+    assert refusal(file=file) == f"threads in {file}: expected a number without quotes, got '2'"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [("model = x", "'model = x'"), ('model = "/a"\nmodel = "/b"', """'model = "/b"'""")],
+)
+def test_a_line_that_is_not_toml_is_shown(content: str, line: str, folder: Path) -> None:
+    """The parser's own words name neither the setting nor what is wrong with it."""
+    said = refusal(file=write(folder, content))
+    assert said.endswith(f": {line}; each setting stands once, and words stand in double quotes")
 
 
 def test_a_table_is_an_unknown_key(folder: Path) -> None:
     """The file is flat: settings below a heading are not looked for."""
     file = write(folder, "[swiprd]\nworkers = 2")
-    assert refusal(file=file).startswith(f"{file}: no setting 'swiprd'")
+    assert refusal(file=file) == f"{file}: the settings stand alone: remove the line [swiprd]"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from swiprctl import SwiprError
+from swiprd.process import ENVIRONMENT
 from tests.conftest import StartDaemon
 from tests.daemon import CHELSEA, SWIPRD, Daemon, code_of, read_lines, wait_until
 
@@ -192,3 +193,16 @@ def test_the_service_manager_hears_a_whole_life(folder: Path) -> None:
         daemon.wait()
         Daemon.running.discard(daemon.pid)
         manager.close()
+
+
+def test_a_worker_finds_in_its_environment_what_makes_it_fast(
+    start_daemon: StartDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there already is left as it is."""
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    daemon = start_daemon()
+    daemon.wait_ready()
+    (worker,) = daemon.worker_pids()
+    found = Path(f"/proc/{worker}/environ").read_text().split("\0")
+    wanted = ENVIRONMENT | {"GOMP_SPINCOUNT": "7"}
+    assert {f"{name}={value}" for name, value in wanted.items()} <= set(found)

@@ -135,6 +135,34 @@ def test_a_folder_needs_to_be_asked_for(daemon: Daemon, album: Path) -> None:
     assert f"{album}: is a folder; -r takes the images in it (not_a_file)" in done.stderr.decode()
 
 
+def test_a_folder_alone_is_told_the_same(daemon: Daemon, album: Path) -> None:
+    """One path is asked for in a shorter way, which is not to be noticed."""
+    done = run(daemon, album)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b": is a folder; -r takes the images in it (not_a_file)" in done.stderr
+
+
+def test_where_there_is_no_image_that_is_told(daemon: Daemon, folder: Path) -> None:
+    """It is no failure, and no success that nobody would look into."""
+    (folder / "none").mkdir()
+    for args in (["-r", folder / "none"], ["--files-from", os.devnull]):
+        done = run(daemon, *args)
+        assert (done.returncode, done.stdout) == (0, b"")
+        assert done.stderr == b"swiprctl: no images were found\n"
+
+
+def test_a_list_of_the_other_kind_is_told_and_not_taken_for_one_name(
+    daemon: Daemon, folder: Path
+) -> None:
+    """What find -print0 writes, without -0."""
+    (folder / "list").write_bytes(b"/a.png\0/b.png\0")
+    done = run(daemon, "--files-from", folder / "list")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == (
+        f"swiprctl: {folder / 'list'}: its paths end with NUL, not a newline; add -0 (not_a_file)\n"
+    )
+
+
 def test_a_folder_that_may_not_be_read_costs_itself(album: Path) -> None:
     """It is told, and the rest goes on."""
     album.parent.chmod(0o755)

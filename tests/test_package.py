@@ -72,6 +72,7 @@ FLOORS = {
     "swiprd.commands.show": 8,
     "swiprd.commands.verify": 8,
     "swiprd.commands": 9,
+    "swiprctl.arguments": 6,
     "swiprctl.__main__": 9,
     "swiprd.__main__": 10,
 }

@@ -57,6 +57,12 @@ def test_it_is_a_program_of_its_own(pyz: Path, daemon: Daemon) -> None:
     assert re.fullmatch(rf"0\.0\d+,0\.9\d+  {CHELSEA}\n0\.9\d+,0\.0\d+  {COFFEE}\n", done.stdout)
 
 
+def test_whoever_may_read_it_may_run_it(pyz: Path) -> None:
+    """It is copied to where others find it."""
+    mode = pyz.stat().st_mode
+    assert mode & 0o111 == (mode & 0o444) >> 2
+
+
 def test_it_has_every_command(pyz: Path, daemon: Daemon, folder: Path) -> None:
     """Those that need a file of their own, too."""
     options = ("--socket", daemon.path)

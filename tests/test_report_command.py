@@ -57,7 +57,7 @@ def test_the_page_has_all_pictures_and_what_is_amiss_with_others(
     shutil.copy(NOT_IMAGE, album / "none.jpg")
     (folder / "pages").mkdir()
     page = folder / "pages" / "report.html"
-    done = run(daemon, "album", "-o", page, cwd=folder)
+    done = run(daemon, "-r", "album", "-o", page, cwd=folder)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"swiprctl: album/none.jpg: .+ \(not_an_image\)\n", done.stderr)
     data = data_in(page)

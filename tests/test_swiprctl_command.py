@@ -287,6 +287,15 @@ def test_a_mistyped_option_is_named_itself() -> None:
     assert "no option --sokcet, expected one of -h, --help" in done.stderr
 
 
+def test_wrong_usage_of_a_command_shows_the_usage_of_that_command() -> None:
+    """And names its options, not those of others."""
+    done = run("compute", "-x")
+    assert done.stderr.startswith("usage: swiprctl compute ")
+    assert "no option -x, expected one of -h, --help" in done.stderr
+    assert "--watch" not in done.stderr
+    assert run("report", "-o", "-", "x").stderr.startswith("usage: swiprctl report ")
+
+
 def test_an_empty_path_is_told_as_such() -> None:
     """It comes from a variable that is not set."""
     done = run("compute", "")

@@ -22,7 +22,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Final
 
-import swiprctl.__main__
+import swiprctl.arguments
 import swiprd.__main__
 import swiprd.commands
 from swiprd.config import LOG_LEVELS, PRECISIONS
@@ -105,7 +105,7 @@ class Program:
 
 def programs() -> list[Program]:
     """Return both."""
-    client, daemon = swiprctl.__main__._parser(), swiprd.__main__._parser()
+    client, daemon = swiprctl.arguments.make_parser(), swiprd.__main__._parser()
     for action in daemon._actions:
         action.choices = CHOICES.get(action.dest, action.choices)
     swiprd.commands.add_to(daemon.add_subparsers())
@@ -127,9 +127,9 @@ def program(parser: argparse.ArgumentParser, *, first: bool) -> Program:
     )
 
 
-def whole(parser: argparse.ArgumentParser | swiprctl.__main__.Command) -> argparse.ArgumentParser:
+def whole(parser: argparse.ArgumentParser | swiprctl.arguments.Command) -> argparse.ArgumentParser:
     """Return the parser of a command, which swiprctl makes only when it is needed."""
-    return parser.parser() if isinstance(parser, swiprctl.__main__.Command) else parser
+    return parser.parser() if isinstance(parser, swiprctl.arguments.Command) else parser
 
 
 def items_of(parser: argparse.ArgumentParser) -> Iterator[Item]:

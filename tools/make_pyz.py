@@ -19,8 +19,8 @@ MAIN = """\
 import sys
 if sys.version_info < (3, 11):
     sys.exit("swiprctl: expected Python 3.11 or later, got %d.%d" % sys.version_info[:2])
-from swiprctl.__main__ import main
-sys.exit(main())
+from swiprctl.__main__ import run
+run()
 """
 INTERPRETER = "/usr/bin/env -S python3 -IS"
 """Without what else is installed, or set: none of it is used, and to look for it takes time."""
@@ -42,6 +42,8 @@ def main() -> int:
             os.utime(path, (LONG_AGO, LONG_AGO))
         # Not compressed: to unpack takes longer than to read.
         zipapp.create_archive(tree, target, interpreter=INTERPRETER)
+    mode = os.stat(target).st_mode
+    os.chmod(target, mode | (mode & 0o444) >> 2)  # who may read it may run it
     return 0
 
 

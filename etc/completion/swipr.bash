@@ -60,7 +60,8 @@ _swiprctl() {
         _swipr_words -h --help --socket --timeout --files-from -0 --null -r --recursive --format \
         --labels --top ;;
     report:-)
-        _swipr_words -h --help --socket --timeout --files-from -0 --null -o --output ;;
+        _swipr_words -h --help --socket --timeout --files-from -0 --null -r --recursive -o \
+        --output ;;
     ping:- | reload:-)
         _swipr_words -h --help --socket --timeout ;;
     status:-)

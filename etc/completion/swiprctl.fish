@@ -66,6 +66,7 @@ complete -c swiprctl -n '__swiprctl_at report:-' -l socket -r -F -d 'the daemon\
 complete -c swiprctl -n '__swiprctl_at report:-' -l timeout -r -f -d 'how long to wait for the next answer'
 complete -c swiprctl -n '__swiprctl_at report:-' -l files-from -r -F -d 'take more paths from FILE, one a line'
 complete -c swiprctl -n '__swiprctl_at report:-' -s 0 -l null -d 'in FILE, paths end with NUL, not with a newline'
+complete -c swiprctl -n '__swiprctl_at report:-' -s r -l recursive -d 'as for compute'
 complete -c swiprctl -n '__swiprctl_at report:-' -s o -l output -r -F -d 'the page to write, as report.html'
 complete -c swiprctl -n '__swiprctl_at ping:-' -s h -l help -d 'show this help message and exit'
 complete -c swiprctl -n '__swiprctl_at ping:-' -l socket -r -F -d 'the daemon\'s socket'

@@ -92,6 +92,10 @@ def read_names(list_path: str, end: bytes) -> Iterator[str]:
     try:
         with _open_stdin() if list_path == STDIN else open(list_path, "rb") as file:
             for name in _split(iter(lambda: file.read1(65536), b""), end):
+                if end == b"\n" and b"\0" in name:
+                    raise SwiprError(
+                        "not_a_file", f"{list_path}: its paths end with NUL, not a newline; add -0"
+                    )
                 if name:
                     yield os.fsdecode(name)
     except FileNotFoundError:

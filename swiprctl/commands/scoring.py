@@ -80,6 +80,9 @@ class Scoring:
             if done:
                 error.message = f"stopped after {done} images: {error.message}"
             raise
+        else:
+            if not done and self.status == DONE:
+                self.progress.tell("no images were found")
         finally:
             self.progress.clear()
 

@@ -192,6 +192,8 @@ def _labels(given: str | None, classes: int) -> tuple[str, ...]:
 
 def _import(args: argparse.Namespace) -> None:
     target = _target(args.output, args.source)
+    for path in args.check:  # what is not there is told before the work
+        read_picture(path)
     tensors = read_checkpoint(args.source)
     try:
         found = recognise(tensors, architecture=args.arch)

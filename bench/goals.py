@@ -1,0 +1,109 @@
+"""What Swipr means to be, each aim beside what was measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bench.cold import IMPORT_TORCH
+
+NOT_HERE: Final = "this processor does not compute in bf16"
+USUAL: Final = "1080x1350"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One aim.
+
+    Attributes:
+        aim: what is compared.
+        wanted: the bound.
+        measured: what it was.
+        met: whether it is within the bound; None: it cannot be measured here.
+    """
+
+    aim: str
+    wanted: str
+    measured: str
+    met: bool | None
+
+
+def goals(results: Mapping[str, Any]) -> Iterator[Goal]:
+    """Yield every aim with what ``results`` say of it."""
+    usual = results["latency"][USUAL]
+    alone = {name: _medians(parts) for name, parts in usual["engines"].items()}
+    served = _medians(usual["services"])
+    for service, engine in (("swipr", "compiled"), ("swipr, eager", "eager")):
+        whole = alone[engine]["whole"]
+        added = served[service] - whole
+        yield Goal(
+            f"one request over its engine alone, {engine}",
+            f"at most 1.0 ms and 3 %: {1 + 0.03 * whole:.1f} ms",
+            f"{added:.1f} ms",
+            added <= 1 + 0.03 * whole,
+        )
+    script = "script service"
+    asked = _medians(results["client latency"])
+    yield _at_least("latency, script service to swipr", asked[script] / asked["swipr"], 1.5)
+    by_processes = {
+        name: statistics.median(cells[16]["rate"])
+        for name, cells in results["client throughput"].items()
+    }
+    yield _at_least(
+        "pictures a second of 16 callers, to the script service",
+        by_processes["swipr"] / by_processes[script],
+        1.5,
+    )
+    bf16 = "swipr, bf16"
+    if bf16 in asked:
+        yield _at_least(f"latency, script service to {bf16}", asked[script] / asked[bf16], 2.5)
+        yield _at_least(
+            f"pictures a second of 16 callers, {bf16}", by_processes[bf16] / by_processes[script], 3
+        )
+        limit = statistics.median(results["matmul"]["matmul-bf16"])
+        reached = 8.5 / (alone["compiled-bf16"]["compute"] / 1000)
+        yield _at_least("bf16, of the speed of torch.matmul", reached / limit, 0.8)
+    else:
+        for aim in ("latency", "pictures a second of 16 callers", "of the speed of torch.matmul"):
+            yield Goal(f"bf16: {aim}", "2.5 times, 3 times, 0.8 times", NOT_HERE, None)
+    rates = {
+        count: statistics.median(cell["rate"])
+        for count, cell in results["throughput"]["swipr"].items()
+    }
+    yield _at_least("pictures a second, of 64 clients to those of 4", rates[64] / rates[4], 0.97)
+    waits = results["throughput"]["swipr"][64]
+    longest = statistics.median(waits["p99"]) / (64 / rates[64] * 1000)
+    yield _at_most("p99 of 64 clients, to 64 pictures' time", longest, 1.1)
+    best = min(alone[name]["compute"] for name in ("onnxruntime", "openvino"))
+    yield _at_most(
+        "compute, compiled to the better of ONNX Runtime and OpenVINO",
+        alone["compiled"]["compute"] / best,
+        1.15,
+    )
+    cold = _medians(results["cold start"]["whole"])
+    yield _at_most("cold start, to an import of torch", cold["swipr"] / cold[IMPORT_TORCH], 1.35)
+    (front,) = results["memory"]["idle"]["swipr"]
+    yield Goal(
+        "the front, alone when idle", "at most 25 MB (RSS)", f"{front['rss']:.1f} MB",
+        front["rss"] <= 25,
+    )  # fmt: skip
+    starts = _medians(results["client starts"])
+    yield _at_most(
+        "swiprctl ping, to python3 -c 'import socket, json'",
+        starts["swiprctl ping"] / starts["python3 -c 'import socket, json'"],
+        1.6,
+    )
+
+
+def _medians(found: Mapping[str, Any]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def _at_least(aim: str, ratio: float, bound: float) -> Goal:
+    return Goal(aim, f"at least {bound:g}", f"{ratio:.2f}", ratio >= bound)
+
+
+def _at_most(aim: str, ratio: float, bound: float) -> Goal:
+    return Goal(aim, f"at most {bound:g}", f"{ratio:.2f}", ratio <= bound)

@@ -1,0 +1,100 @@
+"""Closed loops: so many clients, each of which asks again as soon as it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.subjects import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a service did under a load.
+
+    Attributes:
+        rate: answers a second.
+        waits: milliseconds that each answer took, from its request on.
+    """
+
+    rate: float
+    waits: list[float]
+
+
+def by_connections(service: Service, clients: int, seconds: float, picture: Path) -> Loaded:
+    """Load ``service`` over ``clients`` connections that stay open."""
+    return asyncio.run(_by_connections(service, clients, seconds, picture))
+
+
+async def _by_connections(service: Service, clients: int, seconds: float, picture: Path) -> Loaded:
+    answered: list[tuple[float, float]] = []
+
+    async def client() -> None:
+        reader, writer = await service.open()
+        try:
+            while True:
+                began = time.perf_counter()
+                await service.exchange(reader, writer, picture)
+                answered.append((began, time.perf_counter()))
+        finally:
+            writer.close()
+
+    tasks = [asyncio.create_task(client()) for _ in range(clients)]
+    # The first round finds an empty queue.
+    while len(answered) < clients:
+        await asyncio.sleep(0.01)
+        for task in tasks:
+            if task.done():
+                await task
+    answered.clear()
+    await asyncio.sleep(seconds)
+    found = list(answered)
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result
+    return _loaded(found)
+
+
+def by_processes(service: Service, clients: int, seconds: float, picture: Path) -> Loaded:
+    """Load ``service`` by ``clients`` callers that start a client process for each request."""
+    answered: list[tuple[float, float]] = []
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            while not stop.is_set():
+                began = time.perf_counter()
+                service.run_client(picture)
+                answered.append((began, time.perf_counter()))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(seconds)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    # Nobody asked any more once the time was over, and the first ones found an empty queue.
+    ended = min(began for began, _ in answered) + seconds
+    return _loaded([(b, e) for b, e in sorted(answered)[clients:] if e <= ended])
+
+
+def _loaded(answered: list[tuple[float, float]]) -> Loaded:
+    ends = sorted(end for _, end in answered)
+    if len(ends) < 2:
+        raise RuntimeError(f"{len(ends)} answers came: measure for longer")
+    # Between answers, and not by the window's own edges: of 60 answers one more is 2 %.
+    rate = (len(ends) - 1) / (ends[-1] - ends[0])
+    return Loaded(rate, [1000 * (end - began) for began, end in answered])

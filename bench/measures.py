@@ -1,0 +1,170 @@
+"""The measurements. In each, the subjects take turns, so that a busy moment strikes all alike."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from bench import load
+from bench.subjects import PYTHON, SWIPRCTL, EngineAlone, Process, Service
+
+TURN: Final = 3
+"""Pictures that an engine scores in its turn; the first is not counted, for the others had the
+processor's caches before it."""
+FIRST_ANSWER_SECONDS: Final = 120.0
+
+Samples = dict[str, list[float]]
+
+
+def say(words: str) -> None:
+    """Tell who waits what is being measured."""
+    print(f"{time.strftime('%H:%M:%S')} {words}", file=sys.stderr, flush=True)
+
+
+# --- one request ---------------------------------------------------------------------------------
+
+
+def latency(
+    engines: Sequence[EngineAlone], services: Sequence[Service], rounds: int, picture: Path
+) -> dict[str, Any]:
+    """Return milliseconds of one request: of engines their parts, of services the whole."""
+    parts: dict[str, Samples] = {engine.name: defaultdict(list) for engine in engines}
+    wholes: Samples = defaultdict(list)
+    for _ in range(rounds):
+        for engine in engines:
+            for measured in engine.ask(TURN, picture)[1:]:
+                for part, ms in measured.items():
+                    parts[engine.name][part].append(ms)
+        for service in services:
+            if service.address is not None:
+                wholes[service.name].extend(service.ask(TURN, picture)[1:])
+    return {"engines": parts, "services": wholes}
+
+
+def client_latency(services: Sequence[Service], rounds: int, picture: Path) -> Samples:
+    """Return milliseconds of one request with a client process of its own."""
+    taken: Samples = defaultdict(list)
+    for _ in range(rounds):
+        for service in services:
+            if service.client is not None:
+                taken[service.name].extend([service.run_client(picture) for _ in range(TURN)][1:])
+    return taken
+
+
+def matmul(multipliers: Sequence[EngineAlone], rounds: int, picture: Path) -> Samples:
+    """Return how fast torch multiplies matrices, in GFLOP/s."""
+    found: Samples = defaultdict(list)
+    for _ in range(rounds):
+        for multiplier in multipliers:
+            found[multiplier.name].extend(multiplier.ask(10, picture)[1:])
+    return found
+
+
+def growth(
+    engines: Sequence[EngineAlone],
+    services: Sequence[Service],
+    pictures: dict[float, Path],
+    rounds: int,
+) -> dict[str, dict[float, list[float]]]:
+    """Return the milliseconds of one request by megapixels."""
+    found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for _ in range(rounds):
+        for megapixels, picture in pictures.items():
+            for engine in engines:
+                whole = engine.ask(2, picture)[1]["whole"]
+                found[f"{engine.name}, alone"][megapixels].append(whole)
+            for service in services:
+                taken = (
+                    service.ask(2, picture)[1]
+                    if service.address is not None
+                    else service.run_client(picture)
+                )
+                found[service.name][megapixels].append(taken)
+    return {name: dict(by_size) for name, by_size in found.items()}
+
+
+# --- many requests -------------------------------------------------------------------------------
+
+
+def throughput(
+    services: Iterable[Service],
+    counts: Sequence[int],
+    seconds: float,
+    rounds: int,
+    picture: Path,
+    *,
+    by: Callable[[Service, int, float, Path], load.Loaded],
+) -> dict[str, dict[int, dict[str, list[float]]]]:
+    """Return answers a second, and the waits' median and p99, by clients at the same time."""
+    services = list(services)
+    found: dict[str, dict[int, dict[str, list[float]]]] = {
+        service.name: {count: defaultdict(list) for count in counts} for service in services
+    }
+    for _ in range(rounds):
+        for count in counts:
+            for service in services:
+                loaded = by(service, count, seconds, picture)
+                cell = found[service.name][count]
+                cell["rate"].append(loaded.rate)
+                cell["p50"].append(statistics.median(loaded.waits))
+                cell["p99"].append(quantile(loaded.waits, 0.99))
+    return found
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return the value that ``share`` of ``values`` do not exceed, one that was measured."""
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+def memory(process: Process) -> list[dict[str, Any]]:
+    """Return what each process of a service holds, in MB: its share of all, and what is its own."""
+    found = []
+    for pid in process.pids():
+        fields: dict[str, int] = defaultdict(int)
+        try:
+            with open(f"/proc/{pid}/smaps_rollup") as rollup:
+                for line in rollup:
+                    name, _, rest = line.partition(":")
+                    if rest.endswith("kB\n"):
+                        fields[name] = int(rest.split()[0])
+            with open(f"/proc/{pid}/cmdline") as cmdline:
+                words = cmdline.read().split("\0")
+        except OSError:  # it has ended meanwhile
+            continue
+        found.append(
+            {
+                "process": " ".join(words[1:4]),
+                "rss": fields["Rss"] / 1000,
+                "pss": fields["Pss"] / 1000,
+                "private": (fields["Private_Clean"] + fields["Private_Dirty"]) / 1000,
+            }
+        )
+    return found
+
+
+STARTS: Final = {
+    "python3 -c 'import socket, json'": [PYTHON, "-c", "import socket, json"],
+    "swiprctl ping": [SWIPRCTL, "ping"],
+    "python3 -c 'import zmq'": [PYTHON, "-c", "import zmq"],
+}
+
+
+def starts(daemon: Service, rounds: int) -> Samples:
+    """Return the milliseconds of whole processes: of our client, and of less than any other."""
+    taken: Samples = defaultdict(list)
+    for _ in range(rounds):
+        for name, words in STARTS.items():
+            began = time.perf_counter()
+            subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=daemon.environment())
+            taken[name].append(1000 * (time.perf_counter() - began))
+    return taken
