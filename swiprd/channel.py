@@ -82,6 +82,7 @@ class Channel:
     ) -> None:
         sock.setblocking(False)
         self._socket = sock
+        self._fd = sock.fileno()  # for a socket that it does not know, the loop would make its repr
         self._reader = LineReader(max_line=max_line)
         self._loop = asyncio.get_running_loop()
         self._io = io
@@ -206,20 +207,20 @@ class Channel:
 
     async def _wait_readable(self) -> None:
         self._readable = self._loop.create_future()
-        self._loop.add_reader(self._socket, _wake, self._readable)
+        self._loop.add_reader(self._fd, _wake, self._readable)
         try:
             await self._readable
         finally:
-            self._loop.remove_reader(self._socket)
+            self._loop.remove_reader(self._fd)
             self._readable = None
 
     async def _wait_writable(self) -> None:
         writable: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_writer(self._socket, _wake, writable)
+        self._loop.add_writer(self._fd, _wake, writable)
         try:
             await writable
         finally:
-            self._loop.remove_writer(self._socket)
+            self._loop.remove_writer(self._fd)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

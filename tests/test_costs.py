@@ -1,0 +1,116 @@
+"""What a request costs the client and the front: counted, not timed, so that no neighbour counts.
+
+The bounds leave some room for another Python; whoever meets one has made the usual way longer.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import StartDaemon
+from tests.daemon import CHELSEA, Daemon, wait_until
+
+ROOT = Path(__file__).parent.parent
+REQUESTS = 50
+
+# --- the client: instructions, beside those of the least that it must import ---------------------
+
+LEAST = "import socket, json"
+CLIENT = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from swiprctl.__main__ import main
+sys.exit(main())
+"""
+
+
+def instructions(program: str, *words: str, socket_path: str = "") -> int:
+    """Return how many instructions a Python program executes, with no site-packages to look at."""
+    valgrind = shutil.which("valgrind")
+    assert valgrind is not None, "the tests need valgrind"
+    command = [valgrind, "--tool=callgrind", "--callgrind-out-file=/dev/null"]
+    command += [sys.executable, "-I", "-S", "-c", program, *words]
+    env = {**os.environ, "SWIPR_SOCKET": socket_path}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=100, env=env, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"Collected : (\d+)", done.stderr)
+    assert found is not None, done.stderr
+    return int(found[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "bound"),
+    [(("ping",), 1.25), (("compute", str(CHELSEA)), 1.3)],
+    ids=["ping", "compute"],
+)
+def test_the_client_does_little_beside_its_imports(
+    daemon: Daemon, words: tuple[str, ...], bound: float
+) -> None:
+    """A tenth more than to import socket and json; argparse would be two tenths."""
+    least = instructions(LEAST)
+    asked = instructions(CLIENT, *words, socket_path=daemon.path)
+    print(f"{words[0]}: {asked / least:.2f} times 'import socket, json'")
+    assert asked < bound * least
+
+
+# --- the front: calls of functions, Python's and C's ---------------------------------------------
+
+COUNTED = """
+import signal, sys
+calls = 0
+def note(frame, event, function):
+    global calls
+    calls += event in ("call", "c_call")
+def tell(*_):
+    print("calls:", calls, file=sys.stderr, flush=True)
+signal.signal(signal.SIGUSR1, tell)
+from swiprd.__main__ import run
+sys.setprofile(note)
+run()
+"""
+
+
+@pytest.fixture
+def counted(start_daemon: StartDaemon) -> Daemon:
+    """A daemon whose front counts what it calls, and tells at SIGUSR1."""
+    daemon = start_daemon(command=[sys.executable, "-P", "-c", COUNTED, "--socket", "SOCKET"])
+    daemon.wait_ready()
+    return daemon
+
+
+def calls(daemon: Daemon) -> int:
+    """Return how many calls its front has made."""
+    told = daemon.log().count("calls:")
+    daemon.process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: daemon.log().count("calls:") > told, "the count of calls")
+    return int(re.findall(r"calls: (\d+)", daemon.log())[-1])
+
+
+def calls_for_one(daemon: Daemon, ask: Callable[[], object]) -> float:
+    """Return how many calls the front makes for each of several requests."""
+    ask()
+    before = calls(daemon)
+    for _ in range(REQUESTS):
+        ask()
+    return (calls(daemon) - before) / REQUESTS
+
+
+def test_the_front_does_little_for_a_request(counted: Daemon) -> None:
+    """It is in the way of every picture, and of all others while it is at one."""
+    with counted.client() as client:
+        ping = calls_for_one(counted, client.ping)
+        compute = calls_for_one(counted, lambda: client.compute(CHELSEA))
+    print(f"{ping:.0f} calls for a ping, {compute:.0f} for a picture")
+    assert ping < 400
+    assert compute < 1000
