@@ -6,9 +6,11 @@ import argparse
 import contextlib
 import os
 import platform
+import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +18,7 @@ from typing import Any, Final
 import swiprctl
 from bench import load
 from bench.cold import cold_starts
-from bench.engines import MATMULS
+from bench.engines import BF16_ENGINE, ENGINES, MATMULS
 from bench.material import Material
 from bench.measures import (
     client_latency,
@@ -45,6 +47,8 @@ MEGAPIXELS: Final = (0.1, 0.5, 1.5, 5, 12, 24, 48)
 CLIENTS: Final = (1, 4, 16, 64)
 CALLERS: Final = (1, 16)
 IDLE_SECONDS: Final = 1
+MEMORY_PICTURES: Final = 10
+SWIPR: Final = "swipr"
 PACKAGES: Final = (
     "torch", "torchvision", "pillow", "onnxruntime", "openvino", "fastapi", "uvicorn",
     "litserve", "pyzmq",
@@ -66,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where models and pictures are made, once [bench/build]",
     )
     args = parser.parse_args(argv)
+    # As at Ctrl-C: what was started is ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     threads = len(os.sched_getaffinity(0))
     has_bf16 = this_host(threads).computes_bf16
     material = Material(args.material.absolute())
@@ -86,31 +92,33 @@ def _measure(
     results: dict[str, Any] = {"machine": _machine(threads, has_bf16=has_bf16), "quick": quick}
     empty = folder / "no-forms"
     serve = ["--model", str(material.bundle), "--cache-dir"]
+    two = ["--workers", "2", "--threads", "1"]
+    swipr = partial(start_swipr, material=material, folder=folder)
+    starters: dict[str, Callable[[], Service]] = {
+        "script service": lambda: start_script("script service", material, folder),
+        SWIPR: lambda: swipr(SWIPR, "compiled fp32", [], material.cache),
+        "swipr, eager": lambda: swipr("swipr, eager", "eager fp32", [], empty),
+        "swipr, 2 workers": lambda: swipr("swipr, 2 workers", "compiled fp32", two, material.cache),
+        "FastAPI": lambda: start_fastapi("FastAPI", threads, material, folder),
+        "LitServe": lambda: start_litserve("LitServe", threads, material, folder),
+    }
+    if has_bf16:
+        starters["swipr, bf16"] = lambda: swipr(
+            "swipr, bf16", "compiled bf16", ["--precision", "bf16"], material.cache
+        )
     with contextlib.ExitStack() as running:
 
         def keep(subject: Any) -> Any:
             running.callback(subject.process.end)
             return subject
 
-        def swipr(name: str, *settings: str, cache: Path = material.cache) -> Service:
+        services = []
+        for name, start in starters.items():
             say(f"starting {name}")
-            service = start_swipr(name, list(settings), cache, material, folder)
-            return keep(service)
-
-        compiled = swipr("swipr")
-        services = [
-            keep(start_script("script service", material, folder)),
-            compiled,
-            swipr("swipr, eager", cache=empty),
-            swipr("swipr, 2 workers", "--workers", "2", "--threads", "1"),
-            keep(start_fastapi("FastAPI", threads, material, folder)),
-            keep(start_litserve("LitServe", threads, material, folder)),
-        ]
-        names = ["eager", "compiled", "onnxruntime", "openvino"]
-        if has_bf16:
-            names.append("compiled-bf16")
-            services.append(swipr("swipr, bf16", "--precision", "bf16"))
+            services.append(keep(start()))
+        _compare(services, usual)
         say("starting the engines")
+        names = (*ENGINES, BF16_ENGINE) if has_bf16 else ENGINES
         engines = [keep(EngineAlone(name, threads, material, folder)) for name in names]
 
         say("matrix multiplication")
@@ -128,10 +136,8 @@ def _measure(
             results["latency"][name] = latency(engines, services, rounds, picture)
         say("one request, with a client process")
         results["client latency"] = client_latency(services, 2 if quick else 25, usual)
-        say("memory")
-        results["memory"] = {"warm": {s.name: memory(s.process) for s in services}}
 
-        seconds, rounds = (4.0, 1) if quick else (6.0, 3)
+        seconds, rounds = (4.0, 1) if quick else (6.0, 2)
         say("many clients, over connections")
         connected = [service for service in services if service.address is not None]
         results["throughput"] = throughput(
@@ -139,29 +145,54 @@ def _measure(
         )
         say("many clients, a process a request")
         called = [service for service in services if service.client is not None]
+        # Longer, for the first answer of each caller does not count.
         results["client throughput"] = throughput(
-            called, CALLERS, seconds, rounds, usual, by=load.by_processes
+            called, CALLERS, 2 * seconds, rounds, usual, by=load.by_processes
         )
         say("growth with the picture")
         by_size = {size: material.picture_of(size) for size in MEGAPIXELS}
-        grown = [s for s in services if s.name in ("script service", "swipr")]
+        grown = [s for s in services if s.name in ("script service", SWIPR)]
         results["growth"] = growth([engines[1]], grown, by_size, 1 if quick else 5)
         say("client processes")
-        results["client starts"] = starts(compiled, 3 if quick else 40)
+        (daemon,) = (service for service in services if service.name == SWIPR)
+        results["client starts"] = starts(daemon, 3 if quick else 40)
     say("cold starts")
-    daemons = {"swipr": [*serve, str(material.cache)], "swipr, eager": [*serve, str(empty)]}
+    daemons = {SWIPR: [*serve, str(material.cache)], "swipr, eager": [*serve, str(empty)]}
     wholes, parts = cold_starts(daemons, material, folder, 1 if quick else 7, usual)
     results["cold start"] = {"whole": wholes, "parts": parts}
-    say("memory when idle")
-    results["memory"]["idle"] = {"swipr": _idle(material, folder)}
+    say("memory, one service at a time")
+    results["memory"] = {name: _memory(start(), usual) for name, start in starters.items()}
+    idle = ["--idle-timeout", str(IDLE_SECONDS)]
+    results["idle memory"] = _idle_memory(
+        swipr(SWIPR, "compiled fp32", idle, material.cache), usual
+    )
     results["minutes"] = round((time.monotonic() - began) / 60, 1)
     return results
 
 
-def _idle(material: Material, folder: Path) -> list[dict[str, Any]]:
-    settings = ["--idle-timeout", str(IDLE_SECONDS)]
-    service = start_swipr("idle", settings, material.cache, material, folder)
+def _compare(services: Sequence[Service], picture: Path) -> None:
+    """Fail unless all say the same of a picture, the script service by pillow's filter, about."""
+    found = {service.name: service.scores(picture) for service in services}
+    for name, scores in found.items():
+        furthest = max(abs(a - b) for a, b in zip(scores, found[SWIPR], strict=True))
+        if furthest > (0.05 if name == "script service" else 1e-4):
+            raise RuntimeError(f"{name} says {scores}, {SWIPR} {found[SWIPR]}")
+
+
+def _memory(service: Service, picture: Path) -> list[dict[str, Any]]:
+    """Return what the processes hold after some pictures, with no other service beside them."""
     try:
+        for _ in range(MEMORY_PICTURES):
+            service.scores(picture)
+        return memory(service.process)
+    finally:
+        service.process.end()
+
+
+def _idle_memory(service: Service, picture: Path) -> list[dict[str, Any]]:
+    """Return what is left of a daemon that had many clients, when it has nothing to do."""
+    try:
+        load.by_connections(service, CLIENTS[-1], IDLE_SECONDS, picture)
         deadline = time.monotonic() + 30
         while len(service.process.pids()) > 1:
             if time.monotonic() > deadline:

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bench.cold import IMPORT_TORCH
+from bench.measures import IMPORT_TORCH, quantile
 
+GFLOP: Final = 8.5
+"""Of one forward pass of a ResNeXt-50 32x4d on 224 x 224 pixels, a multiplication and an addition
+counted as two: torchvision's documentation gives 4.23 GFLOPS, counted as one."""
 NOT_HERE: Final = "this processor does not compute in bf16"
 USUAL: Final = "1080x1350"
 
@@ -47,6 +50,8 @@ def goals(results: Mapping[str, Any]) -> Iterator[Goal]:
     script = "script service"
     asked = _medians(results["client latency"])
     yield _at_least("latency, script service to swipr", asked[script] / asked["swipr"], 1.5)
+    eager = asked[script] / asked["swipr, eager"]
+    yield Goal("the same, to swipr with the script's engine", "", f"{eager:.2f}", None)
     by_processes = {
         name: statistics.median(cells[16]["rate"])
         for name, cells in results["client throughput"].items()
@@ -62,8 +67,8 @@ def goals(results: Mapping[str, Any]) -> Iterator[Goal]:
         yield _at_least(
             f"pictures a second of 16 callers, {bf16}", by_processes[bf16] / by_processes[script], 3
         )
-        limit = statistics.median(results["matmul"]["matmul-bf16"])
-        reached = 8.5 / (alone["compiled-bf16"]["compute"] / 1000)
+        limit = max(results["matmul"]["matmul-bf16"])
+        reached = GFLOP / (alone["compiled-bf16"]["compute"] / 1000)
         yield _at_least("bf16, of the speed of torch.matmul", reached / limit, 0.8)
     else:
         for aim in ("latency", "pictures a second of 16 callers", "of the speed of torch.matmul"):
@@ -74,7 +79,7 @@ def goals(results: Mapping[str, Any]) -> Iterator[Goal]:
     }
     yield _at_least("pictures a second, of 64 clients to those of 4", rates[64] / rates[4], 0.97)
     waits = results["throughput"]["swipr"][64]
-    longest = statistics.median(waits["p99"]) / (64 / rates[64] * 1000)
+    longest = quantile(waits["waits"], 0.99) / (64 / rates[64] * 1000)
     yield _at_most("p99 of 64 clients, to 64 pictures' time", longest, 1.1)
     best = min(alone[name]["compute"] for name in ("onnxruntime", "openvino"))
     yield _at_most(
@@ -84,9 +89,9 @@ def goals(results: Mapping[str, Any]) -> Iterator[Goal]:
     )
     cold = _medians(results["cold start"]["whole"])
     yield _at_most("cold start, to an import of torch", cold["swipr"] / cold[IMPORT_TORCH], 1.35)
-    (front,) = results["memory"]["idle"]["swipr"]
+    (front,) = results["idle memory"]
     yield Goal(
-        "the front, alone when idle", "at most 25 MB (RSS)", f"{front['rss']:.1f} MB",
+        "the front, idle after 64 clients", "at most 25 MB (RSS)", f"{front['rss']:.1f} MB",
         front["rss"] <= 25,
     )  # fmt: skip
     starts = _medians(results["client starts"])

@@ -32,20 +32,22 @@ def by_connections(service: Service, clients: int, seconds: float, picture: Path
 
 async def _by_connections(service: Service, clients: int, seconds: float, picture: Path) -> Loaded:
     answered: list[tuple[float, float]] = []
+    begun = set()
 
-    async def client() -> None:
+    async def client(number: int) -> None:
         reader, writer = await service.open()
         try:
             while True:
                 began = time.perf_counter()
                 await service.exchange(reader, writer, picture)
                 answered.append((began, time.perf_counter()))
+                begun.add(number)
         finally:
             writer.close()
 
-    tasks = [asyncio.create_task(client()) for _ in range(clients)]
+    tasks = [asyncio.create_task(client(number)) for number in range(clients)]
     # The first round finds an empty queue.
-    while len(answered) < clients:
+    while len(begun) < clients:
         await asyncio.sleep(0.01)
         for task in tasks:
             if task.done():
@@ -58,7 +60,7 @@ async def _by_connections(service: Service, clients: int, seconds: float, pictur
     for result in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(result, Exception):
             raise result
-    return _loaded(found)
+    return loaded(found)
 
 
 def by_processes(service: Service, clients: int, seconds: float, picture: Path) -> Loaded:
@@ -88,10 +90,11 @@ def by_processes(service: Service, clients: int, seconds: float, picture: Path) 
         raise failures[0]
     # Nobody asked any more once the time was over, and the first ones found an empty queue.
     ended = min(began for began, _ in answered) + seconds
-    return _loaded([(b, e) for b, e in sorted(answered)[clients:] if e <= ended])
+    return loaded([(b, e) for b, e in sorted(answered)[clients:] if e <= ended])
 
 
-def _loaded(answered: list[tuple[float, float]]) -> Loaded:
+def loaded(answered: list[tuple[float, float]]) -> Loaded:
+    """Return what ``answered``, the times of requests and of their answers, amount to."""
     ends = sorted(end for _, end in answered)
     if len(ends) < 2:
         raise RuntimeError(f"{len(ends)} answers came: measure for longer")

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from swiprd.bundle import read_bundle
+from swiprd.compiled import FormCache, this_host
 from swiprd.network import build_network
 
 TESTS: Final = Path(__file__).parent.parent / "tests"
@@ -48,12 +49,11 @@ class Material:
             words = [str(checkpoint), "-o", str(self.bundle), "--labels", "NO,YES"]
             _swiprd("import", *words)
             checkpoint.unlink()
+        digest = read_bundle(str(self.bundle)).digest
         for count, precision in itertools.product(sorted({1, threads}), precisions):
-            mark = self.cache / f"made-{count}-{precision}"
-            if not mark.exists():
+            if FormCache(str(self.cache), this_host(count)).find(digest, precision) is None:
                 words = ["--cache-dir", str(self.cache), "--threads", str(count)]
                 _swiprd("compile", str(self.bundle), *words, "--precision", precision)
-                mark.touch()
         if not self.onnx.exists():
             network = build_network(read_bundle(str(self.bundle)))
             with warnings.catch_warnings():

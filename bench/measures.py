@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 import subprocess
 import sys
 import time
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import load
-from bench.subjects import PYTHON, SWIPRCTL, EngineAlone, Process, Service
+from bench.subjects import PYTHON, SWIPRCTL, SWIPRD, EngineAlone, Process, Service
 
 TURN: Final = 3
 """Pictures that an engine scores in its turn; the first is not counted, for the others had the
 processor's caches before it."""
-FIRST_ANSWER_SECONDS: Final = 120.0
+
+IMPORT_TORCH: Final = "python3 -c 'import torch'"
 
 Samples = dict[str, list[float]]
 
@@ -72,7 +73,7 @@ def growth(
     pictures: dict[float, Path],
     rounds: int,
 ) -> dict[str, dict[float, list[float]]]:
-    """Return the milliseconds of one request by megapixels."""
+    """Return the milliseconds of one request by megapixels: of services with a client process."""
     found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for _ in range(rounds):
         for megapixels, picture in pictures.items():
@@ -80,12 +81,7 @@ def growth(
                 whole = engine.ask(2, picture)[1]["whole"]
                 found[f"{engine.name}, alone"][megapixels].append(whole)
             for service in services:
-                taken = (
-                    service.ask(2, picture)[1]
-                    if service.address is not None
-                    else service.run_client(picture)
-                )
-                found[service.name][megapixels].append(taken)
+                found[service.name][megapixels].append(service.run_client(picture))
     return {name: dict(by_size) for name, by_size in found.items()}
 
 
@@ -101,7 +97,7 @@ def throughput(
     *,
     by: Callable[[Service, int, float, Path], load.Loaded],
 ) -> dict[str, dict[int, dict[str, list[float]]]]:
-    """Return answers a second, and the waits' median and p99, by clients at the same time."""
+    """Return answers a second of each round, and all waits, by clients at the same time."""
     services = list(services)
     found: dict[str, dict[int, dict[str, list[float]]]] = {
         service.name: {count: defaultdict(list) for count in counts} for service in services
@@ -112,15 +108,13 @@ def throughput(
                 loaded = by(service, count, seconds, picture)
                 cell = found[service.name][count]
                 cell["rate"].append(loaded.rate)
-                cell["p50"].append(statistics.median(loaded.waits))
-                cell["p99"].append(quantile(loaded.waits, 0.99))
+                cell["waits"].extend(loaded.waits)
     return found
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Return the value that ``share`` of ``values`` do not exceed, one that was measured."""
-    ranked = sorted(values)
-    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
+    """Return the value that ``share`` of ``values`` do not exceed, by nearest rank."""
+    return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
 # --- processes -----------------------------------------------------------------------------------
@@ -143,7 +137,7 @@ def memory(process: Process) -> list[dict[str, Any]]:
             continue
         found.append(
             {
-                "process": " ".join(words[1:4]),
+                "process": _role(words),
                 "rss": fields["Rss"] / 1000,
                 "pss": fields["Pss"] / 1000,
                 "private": (fields["Private_Clean"] + fields["Private_Dirty"]) / 1000,
@@ -157,6 +151,15 @@ STARTS: Final = {
     "swiprctl ping": [SWIPRCTL, "ping"],
     "python3 -c 'import zmq'": [PYTHON, "-c", "import zmq"],
 }
+
+
+def _role(words: list[str]) -> str:
+    if "swiprd.worker" in words:
+        return "worker"
+    names = " ".join(words)
+    if SWIPRD in names:
+        return "front"
+    return "its own" if "multiprocessing" in names else "server"
 
 
 def starts(daemon: Service, rounds: int) -> Samples:

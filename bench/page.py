@@ -8,20 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench.cold import IMPORT_TORCH, SCRIPT
-from bench.goals import goals
+from bench.goals import GFLOP, goals
+from bench.measures import IMPORT_TORCH, quantile
 from bench.plots import write_plots
 
-GFLOP: Final = 8.5
-"""Of one forward pass of a ResNeXt-50 32x4d on 224 x 224 pixels, a multiplication and an addition
-counted as two: torchvision's documentation gives 4.23 GFLOPS, counted as one."""
+SHARES: Final = (25, 50, 75, 90, 99)
 
 HEAD: Final = """# Results
 
 Made by `make bench`, whole and in one run, on one machine; change nothing here. In each table the
-subjects took turns. A cell is a median, and behind it the middle half of what was measured. All
-have the same weights, a ResNeXt-50 of fast.ai 0.7, the same pictures, and the same number of
-threads. `results.json` has the same numbers and more.
+subjects took turns, but for that of memory, where each was alone. Cells are medians; where there
+are brackets, they hold the middle half of what was measured. All have the same weights, a
+ResNeXt-50 of fast.ai 0.7, the same pictures, and as many threads as there are processors;
+"2 workers" has one in each. [README.md](README.md) says what is compared with what;
+`results.json` has the numbers.
 
 """
 
@@ -47,13 +47,13 @@ def _sections(results: Mapping[str, Any]) -> Iterable[str]:
         yield "Milliseconds, over a connection that is open; engines alone without any service.\n"
         yield _latency(found)
     yield "![One request](latency.svg)\n"
-    yield "## The limit of the machine\n"
+    yield "## Beside the multiplication of matrices\n"
     yield _limit(results)
     yield "## One request, with a client process of its own\n"
     yield "Milliseconds of the whole process, 1080x1350.\n"
     yield table(
-        ["service", "median", "p99"],
-        [[name, spread(taken), f"{p99(taken):.1f}"]
+        ["service", "median", "p90"],
+        [[name, spread(taken), f"{quantile(taken, 0.9):.1f}"]
          for name, taken in results["client latency"].items()],
     )  # fmt: skip
     yield "## Many clients\n"
@@ -62,15 +62,16 @@ def _sections(results: Mapping[str, Any]) -> Iterable[str]:
     yield _throughput("callers, each with a process a request", results["client throughput"])
     yield "![Many clients](throughput.svg)\n"
     yield "## Growth with the picture\n"
-    yield "Milliseconds of one request by megapixels; the script service with its client process.\n"
+    yield "Milliseconds of one request by megapixels; of services with a client process.\n"
     yield _growth(results["growth"])
     yield "![Growth](growth.svg)\n"
     yield "## Cold start\n"
-    yield "Milliseconds from the first connect, with nothing running, to the first tuple.\n"
+    yield "Milliseconds from the first connect, with nothing running, to the first tuple; of the\n"
+    yield "script service from the start of its process, and of Python to the end of the import.\n"
     yield _cold(results["cold start"])
     yield "## Memory\n"
     yield "MB, by process: its proportional share (PSS), what is its own, all that it maps (RSS).\n"
-    yield _memory(results["memory"])
+    yield _memory(results)
     yield "## Client processes\n"
     yield "Milliseconds of whole processes.\n"
     yield table(
@@ -96,28 +97,26 @@ def _machine(results: Mapping[str, Any]) -> str:
 
 def _latency(found: Mapping[str, Any]) -> str:
     rows = [
-        [f"{name}, alone", spread(parts["whole"]), f"{p99(parts['whole']):.1f}"]
+        [f"{name}, alone", spread(parts["whole"]), f"{quantile(parts['whole'], 0.9):.1f}"]
         + [f"{statistics.median(parts[part]):.1f}" for part in ("decode", "prepare", "compute")]
         for name, parts in found["engines"].items()
     ]
     rows += [
-        [name, spread(taken), f"{p99(taken):.1f}", "", "", ""]
+        [name, spread(taken), f"{quantile(taken, 0.9):.1f}", "", "", ""]
         for name, taken in found["services"].items()
     ]
-    return table(["", "median", "p99", "decode", "prepare", "compute"], rows)
+    return table(["", "median", "p90", "decode", "prepare", "compute"], rows)
 
 
 def _limit(results: Mapping[str, Any]) -> str:
     rows = []
     for name, speeds in results["matmul"].items():
-        fastest = statistics.median(speeds)
-        rows.append([name, f"{fastest:.0f}", f"{GFLOP / fastest * 1000:.1f}"])
+        rows.append([name, f"{max(speeds):.0f}", f"{GFLOP / max(speeds) * 1000:.1f}"])
     said = (
-        f"A ResNeXt-50 takes {GFLOP} GFLOP a picture; faster than torch multiplies matrices, it"
-        " cannot be. Above the limit is what its grouped convolutions, of few channels each, and"
-        " the memory cost.\n\n"
+        f"A ResNeXt-50 takes {GFLOP} GFLOP a picture. So long it would take at the best speed that"
+        " torch.matmul reached.\n\n"
     )
-    return said + table(["torch.matmul", "GFLOP/s", "limit, ms a picture"], rows)
+    return said + table(["torch.matmul", "GFLOP/s", "ms a picture"], rows)
 
 
 def _throughput(what: str, found: Mapping[str, Any]) -> str:
@@ -125,7 +124,7 @@ def _throughput(what: str, found: Mapping[str, Any]) -> str:
     rows = [
         [name]
         + [
-            f"{statistics.median(cells[n]['rate']):.1f} ({statistics.median(cells[n]['p99']):.0f})"
+            f"{statistics.median(cells[n]['rate']):.1f} ({quantile(cells[n]['waits'], 0.99):.0f})"
             for n in counts
         ]
         for name, cells in found.items()
@@ -157,16 +156,14 @@ def _cold(found: Mapping[str, Any]) -> str:
         [name, *(f"{statistics.median(parts[stage]):.0f}" for stage in stages)]
         for name, parts in found["parts"].items()
     ]
-    assert SCRIPT in found["whole"]
     whole = table(["", "median", "times an import of torch"], rows)
     return whole + "\n" + table(["of which", *stages], parts)
 
 
 def _memory(found: Mapping[str, Any]) -> str:
+    services = {**found["memory"], "swipr, idle after 64 clients": found["idle memory"]}
     rows = [
-        [f"{name}, {state}", f"`{process['process']}`"]
-        + [f"{process[kind]:.0f}" for kind in ("pss", "private", "rss")]
-        for state, services in found.items()
+        [name, process["process"], *(f"{process[kind]:.0f}" for kind in ("pss", "private", "rss"))]
         for name, processes in services.items()
         for process in processes
     ]
@@ -187,12 +184,6 @@ def spread(values: Sequence[float]) -> str:
     return f"{middle:.1f} ({low:.1f} to {high:.1f})"
 
 
-def p99(values: Sequence[float]) -> float:
-    """Return the value that 99 of a hundred do not exceed, one that was measured."""
-    ranked = sorted(values)
-    return ranked[min(len(ranked) - 1, int(0.99 * len(ranked)))]
-
-
 def _summed(found: Any) -> Any:
     """Return the results with each list of measurements summed up."""
     if isinstance(found, Mapping):
@@ -200,9 +191,8 @@ def _summed(found: Any) -> Any:
     if isinstance(found, list) and found and all(isinstance(x, float) for x in found):
         return {
             "count": len(found),
-            "median": round(statistics.median(found), 3),
-            "p99": round(p99(found), 3),
             "least": round(min(found), 3),
+            **{f"p{share}": round(quantile(found, share / 100), 3) for share in SHARES},
             "most": round(max(found), 3),
         }
     if isinstance(found, list):

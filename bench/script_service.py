@@ -4,7 +4,7 @@
     python bench/script_service.py ENDPOINT --compute PATH    asks, and prints 0.66,0.33
 
 A ZeroMQ REP server takes one path at a time; torch computes eagerly in fp32, pillow decodes and
-scales. The weights are read from a bundle here: what is measured is the serving.
+scales. Only the weights come from elsewhere: from a bundle, where it read fast.ai's file.
 """
 
 from __future__ import annotations

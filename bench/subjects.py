@@ -7,6 +7,7 @@ request, where it has a client.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -41,7 +42,7 @@ class Process:
         words: what is started, in the repository's folder.
         log: what it says on standard error is added to this file.
         talks: its standard input and output are pipes.
-        environment: what it finds there beside ours.
+        environment: what it finds there where ours does not say otherwise.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Process:
                 stdout=subprocess.PIPE if talks else file,
                 stderr=file,
                 start_new_session=True,
-                env={**os.environ, **environment},
+                env={**environment, **os.environ},
                 cwd=BENCH.parent,
             )
         self._log = log
@@ -218,13 +219,33 @@ class Service:
 
     async def exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, picture: Path
-    ) -> None:
-        """Ask for one picture and take the answer, which must be one."""
+    ) -> bytes:
+        """Ask for one picture and return the answer, which must be one."""
         assert self.wire is not None
         writer.write(self.wire.request(str(picture)))
         answer = await self.wire.read(reader)
         if b'"scores"' not in answer:
             raise RuntimeError(f"{self.name} answered {answer!r}")
+        assert isinstance(answer, bytes)
+        return answer
+
+    def scores(self, picture: Path) -> list[float]:
+        """Return what it says of a picture, by its client where that is all it has."""
+        if self.address is None:
+            assert self.client is not None
+            words = [*self.client, str(picture)]
+            done = subprocess.run(words, check=True, capture_output=True, text=True)
+            return [float(score) for score in done.stdout.split(",")]
+        return asyncio.run(self._scores(picture))
+
+    async def _scores(self, picture: Path) -> list[float]:
+        reader, writer = await self.open()
+        answer = await self.exchange(reader, writer, picture)
+        writer.close()
+        await writer.wait_closed()
+        found = json.loads(answer)["scores"]
+        assert isinstance(found, list)
+        return found
 
     def environment(self) -> dict[str, str]:
         """Return the environment of a client process: there it finds the daemon's socket."""
@@ -243,22 +264,26 @@ class Service:
 
 
 def start_swipr(
-    name: str, settings: list[str], cache: Path, material: Material, folder: Path
+    name: str, engine: str, settings: list[str], cache: Path, material: Material, folder: Path
 ) -> Service:
-    """Start the daemon and return once it has loaded its model."""
+    """Start the daemon and return once it has loaded its model, on the ``engine`` that is meant."""
     address = str(folder / f"{name}.sock")
     words = [SWIPRD, "--socket", address, "--model", str(material.bundle)]
     words += ["--cache-dir", str(cache), *settings]
     process = Process(words, log=folder / f"{name}.log")
     client = [SWIPRCTL, "compute"]
     service = Service(name, process, address=address, wire=LINES, client=client)
-    _wait(process, lambda: _state(address) == "ready")
+    _wait(process, lambda: _status(address)["state"] == "ready")
+    found = _status(address)
+    if f"{found['engine']} {found['precision']}" != engine:
+        process.end()
+        raise RuntimeError(f"{name} serves {found['engine']} {found['precision']}, not {engine}")
     return service
 
 
-def _state(address: str) -> str:
+def _status(address: str) -> dict[str, Any]:
     with Client(address) as client:
-        return str(client.status()["state"])
+        return client.status()
 
 
 def start_script(name: str, material: Material, folder: Path) -> Service:
@@ -276,7 +301,8 @@ def start_fastapi(name: str, threads: int, material: Material, folder: Path) -> 
     """Start the FastAPI service and return once it listens."""
     address = str(folder / f"{name}.sock")
     words = [PYTHON, "-m", "bench.fastapi_service", address, str(threads)]
-    process = Process([*words, str(material.bundle.parent)], log=folder / f"{name}.log")
+    words.append(str(material.bundle.parent))
+    process = Process(words, log=folder / f"{name}.log", environment=ENVIRONMENT)
     return _started(Service(name, process, address=address, wire=HTTP), material)
 
 
@@ -286,7 +312,8 @@ def start_litserve(name: str, threads: int, material: Material, folder: Path) ->
         free.bind(("127.0.0.1", 0))
         address = free.getsockname()
     words = [PYTHON, "-m", "bench.litserve_service", str(address[1]), str(threads)]
-    process = Process([*words, str(material.bundle.parent)], log=folder / f"{name}.log")
+    words.append(str(material.bundle.parent))
+    process = Process(words, log=folder / f"{name}.log", environment=ENVIRONMENT)
     return _started(Service(name, process, address=address, wire=HTTP), material)
 
 
@@ -299,15 +326,13 @@ def _started(service: Service, material: Material) -> Service:
 def _wait(process: Process, answers: Callable[[], bool]) -> None:
     deadline = time.monotonic() + START_SECONDS
     try:
-        while True:
+        while time.monotonic() < deadline:
             process.check()
-            try:
+            with contextlib.suppress(OSError, EOFError, SwiprError, RuntimeError):
                 if answers():
                     return
-            except (OSError, EOFError, SwiprError, RuntimeError) as error:
-                if time.monotonic() > deadline:
-                    raise RuntimeError(f"{process.popen.args!r} does not answer") from error
             time.sleep(0.1)
+        raise RuntimeError(f"{process.popen.args!r} does not answer")
     except BaseException:
         process.end()
         raise

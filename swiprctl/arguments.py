@@ -36,7 +36,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """
     parser = make_parser()
     _refuse_unknown_options(parser, words)
-    args = parser.parse_args(words)
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        own = parser if args.command is None else _parser_of(args.command)
+        own.error(f"unrecognized arguments: {' '.join(unknown)}")
     if (args.command is None) == (args.script_path is None):
         parser.error("expected one command: compute, report, ping, status or reload")
     if args.command in ("compute", "report"):
@@ -114,7 +117,7 @@ class Command:
 
 def _refuse_unknown_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     # Argparse would blame the word after it: it takes that for the command.
-    command = next((word for word in argv if word in COMMANDS), None)
+    command = _command_in(argv)
     for word in argv:
         if word == "--":
             return
@@ -123,6 +126,16 @@ def _refuse_unknown_options(parser: argparse.ArgumentParser, argv: Sequence[str]
             own = parser if command is None else _parser_of(command)
             known = [option for action in own._actions for option in action.option_strings]
             own.error(f"no option {name}, expected one of {', '.join(known)}")
+
+
+def _command_in(argv: Sequence[str]) -> str | None:
+    words = iter(argv)
+    for word in words:
+        if word in ("--socket", "--timeout", "--compute"):
+            next(words, None)
+        elif not word.startswith("-"):
+            return word if word in COMMANDS else None
+    return None
 
 
 def _parser_of(name: str) -> argparse.ArgumentParser:

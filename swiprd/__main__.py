@@ -1,6 +1,6 @@
 """The command swiprd: settings in, sockets and signals wired to the server, exit status out.
 
-The only reader of the environment and the command line.
+The only reader of the command line and, but for what workers inherit, of the environment.
 """
 
 from __future__ import annotations

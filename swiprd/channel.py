@@ -82,7 +82,9 @@ class Channel:
     ) -> None:
         sock.setblocking(False)
         self._socket = sock
-        self._fd = sock.fileno()  # for a socket that it does not know, the loop would make its repr
+        # The loop would make a repr of a socket that it does not know, at each wait. Whoever closes
+        # the socket has ended all waits before: the number may be another's afterwards.
+        self._fd = sock.fileno()
         self._reader = LineReader(max_line=max_line)
         self._loop = asyncio.get_running_loop()
         self._io = io

@@ -332,7 +332,7 @@ def usual_cache(environment: Mapping[str, str]) -> str | None:
 
 def _unknown(name: str, value: Any, known: Collection[str]) -> str:
     if isinstance(value, dict):
-        return f"the settings stand alone: remove the line [{name}]"
+        return f"no table {name!r}: settings stand alone, as in workers = 1, without a [heading]"
     import difflib  # slow to import, and seldom needed
 
     near = difflib.get_close_matches(name, known, n=1)
@@ -386,8 +386,13 @@ def _read_file(path: str, *, must_exist: bool) -> dict[str, Any]:
 
 def _line(text: bytes, problem: str) -> str:
     """Return the line that a parser's ``problem`` speaks of, to stand behind it."""
-    lines = text.splitlines()
     found = re.search(r"at line (\d+)", problem)
-    number = len(lines) if found is None else int(found[1])
-    shown = _shown(b"".join(lines[number - 1 : number]).decode("utf-8", "replace").strip())
-    return f": {shown}; each setting stands once, and words stand in double quotes"
+    if found is None:
+        return ""
+    line = text.splitlines()[int(found[1]) - 1].decode("utf-8", "replace").strip()
+    hint = ""
+    if problem.startswith("Cannot overwrite"):
+        hint = "; the setting stands twice"
+    elif problem.startswith("Invalid value"):
+        hint = "; words stand in double quotes"
+    return f": {_shown(line)}{hint}"

@@ -45,7 +45,6 @@ class Model:
         Raises:
             BundleError: the labels are too many or too long for a reply.
         """
-        log.debug("the engine is loaded: %s %s", engine.name, engine.precision)
         _check_reply_fits(bundle)
         self._manifest = bundle.manifest
         self._max_pixels = max_pixels
@@ -198,6 +197,7 @@ def best_model(
     if forms is not None:
         wanted = tuple(reversed(PRECISIONS)) if precision == "auto" else (precision,)
         for engine in compiled_engines(bundle, forms, wanted):
+            log.debug("the engine is loaded")
             model = Model(bundle, engine, max_pixels=max_pixels)
             try:
                 model.check_golden()
@@ -210,7 +210,9 @@ def best_model(
             "no compiled form in bf16 can be used: serving fp32; make one with swiprd compile"
             " --precision bf16"
         )
-    model = Model(bundle, eager(bundle), max_pixels=max_pixels)
+    engine = eager(bundle)
+    log.debug("the engine is loaded")
+    model = Model(bundle, engine, max_pixels=max_pixels)
     model.check_golden()
     return model
 

@@ -400,18 +400,24 @@ def test_a_number_in_quotes_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "line"),
-    [("model = x", "'model = x'"), ('model = "/a"\nmodel = "/b"', """'model = "/b"'""")],
+    [
+        ("model = x\n", "'model = x'; words stand in double quotes"),
+        ('model = "/a"\nmodel = "/b"\n', """'model = "/b"'; the setting stands twice"""),
+        ("workers = 01\n", "'workers = 01'"),
+    ],
 )
 def test_a_line_that_is_not_toml_is_shown(content: str, line: str, folder: Path) -> None:
     """The parser's own words name neither the setting nor what is wrong with it."""
     said = refusal(file=write(folder, content))
-    assert said.endswith(f": {line}; each setting stands once, and words stand in double quotes")
+    assert said.endswith(f": {line}")
 
 
 def test_a_table_is_an_unknown_key(folder: Path) -> None:
     """The file is flat: settings below a heading are not looked for."""
     file = write(folder, "[swiprd]\nworkers = 2")
-    assert refusal(file=file) == f"{file}: the settings stand alone: remove the line [swiprd]"
+    assert refusal(file=file) == (
+        f"{file}: no table 'swiprd': settings stand alone, as in workers = 1, without a [heading]"
+    )
 
 
 @pytest.mark.parametrize(

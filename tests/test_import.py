@@ -104,6 +104,16 @@ def test_check_prints_the_tuples(compact: Path, folder: Path) -> None:
     assert "labels 0, 1;" in done.stderr
 
 
+def test_a_picture_to_check_that_is_not_there_is_told_before_the_work(
+    compact: Path, folder: Path
+) -> None:
+    """No bundle is written, which a script would take for a failure of the import."""
+    done = swiprd("import", compact, "-o", folder / "b", "--check", folder / "none.jpg")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"swiprd import: {folder / 'none.jpg'}: no such file\n"
+    assert list(folder.iterdir()) == []
+
+
 def test_golden_answers_come_from_pictures_in_the_bundle(imported: Path) -> None:
     """They differ from one another, so that a model that answers always the same is noticed."""
     bundle = read_bundle(str(imported))

@@ -30,6 +30,7 @@ from swiprd.config import (
     Setting,
     load_config,
 )
+from swiprd.process import ENVIRONMENT
 from tests.parsers import CHOICES, Command, both_commands, operands_of, options_of
 
 ROOT = Path(__file__).parent.parent
@@ -528,7 +529,7 @@ def test_the_page_lists_the_variables_that_the_code_reads_and_no_others(
     """Those of the settings too, each by its name."""
     expected = {variable for module in MODULES[name] for variable in variables_of(module)}
     if name == "swiprd":
-        expected |= {setting.variable for setting in SETTINGS}
+        expected |= {setting.variable for setting in SETTINGS} | set(ENVIRONMENT)
     items = pages[PAGE_OF[name]].under("ENVIRONMENT")
     listed = [word for item in items for word in item.head.split(", ")]
     assert sorted(listed) == sorted(expected)

@@ -135,13 +135,6 @@ def test_a_folder_needs_to_be_asked_for(daemon: Daemon, album: Path) -> None:
     assert f"{album}: is a folder; -r takes the images in it (not_a_file)" in done.stderr.decode()
 
 
-def test_a_folder_alone_is_told_the_same(daemon: Daemon, album: Path) -> None:
-    """One path is asked for in a shorter way, which is not to be noticed."""
-    done = run(daemon, album)
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert b": is a folder; -r takes the images in it (not_a_file)" in done.stderr
-
-
 def test_where_there_is_no_image_that_is_told(daemon: Daemon, folder: Path) -> None:
     """It is no failure, and no success that nobody would look into."""
     (folder / "none").mkdir()

@@ -219,6 +219,17 @@ def test_pictures_with_other_labels_are_not_shown(folder: Path) -> None:
     assert f"{COFFEE}: the daemon's labels have changed" in data["errors"][1]["message"]
 
 
+def test_a_page_of_nothing_does_not_take_the_place_of_another(daemon: Daemon, folder: Path) -> None:
+    """A folder that is empty today, or not the one that was meant."""
+    (folder / "none").mkdir()
+    (folder / "page").write_text("the old one")
+    done = run(daemon, folder / "none", "-o", folder / "page")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "swiprctl: no images were found\n"
+    assert (folder / "page").read_text() == "the old one"
+    assert sorted(path.name for path in folder.iterdir()) == ["none", "page"]
+
+
 def test_a_page_of_errors_alone_is_a_page(daemon: Daemon, folder: Path) -> None:
     """It says what went wrong with each."""
     done = run(daemon, NOT_IMAGE, "/none.png", "-o", folder / "report.html")

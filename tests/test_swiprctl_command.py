@@ -296,6 +296,30 @@ def test_wrong_usage_of_a_command_shows_the_usage_of_that_command() -> None:
     assert run("report", "-o", "-", "x").stderr.startswith("usage: swiprctl report ")
 
 
+def test_the_short_way_tells_what_the_other_does(daemon: Daemon, folder: Path) -> None:
+    """``ping``, and ``compute`` with one path, are understood without a parser."""
+    for args in (("ping",), *(("compute", p) for p in (CHELSEA, NOT_IMAGE, folder, "", "/none"))):
+        short = run(*args, SWIPR_SOCKET=daemon.path)
+        parsed = run("--socket", daemon.path, *args)
+        assert (short.returncode, short.stdout, short.stderr) == (
+            parsed.returncode,
+            parsed.stdout,
+            parsed.stderr,
+        )
+    assert "-r takes the images in it" in run("compute", folder, SWIPR_SOCKET=daemon.path).stderr
+
+
+@pytest.mark.parametrize(
+    "args", ["ping -r", "status -o f", "compute --watch x", "--socket status compute -x"]
+)
+def test_an_option_of_another_command_is_told_by_the_command(args: str) -> None:
+    """Whatever stands before it."""
+    done = run(*args.split())
+    command = "compute" if "compute" in args else args.split()[0]
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"usage: swiprctl {command} ")
+
+
 def test_an_empty_path_is_told_as_such() -> None:
     """It comes from a variable that is not set."""
     done = run("compute", "")
@@ -306,30 +330,33 @@ def test_an_empty_path_is_told_as_such() -> None:
 # --- streams and signals -------------------------------------------------------------------------
 
 
-def test_a_reader_that_left_is_not_a_disaster(daemon: Daemon) -> None:
+@pytest.mark.parametrize("short", [True, False], ids=["short", "parsed"])
+def test_a_reader_that_left_is_not_a_disaster(daemon: Daemon, short: bool) -> None:
     """When nobody reads the answer any more, the command ends like one killed by SIGPIPE."""
     reading, writing = os.pipe()
     os.close(reading)
     try:
         done = subprocess.run(
-            [*SWIPRCTL, "--socket", daemon.path, "compute", CHELSEA],
+            [*SWIPRCTL, *([] if short else ["--socket", daemon.path]), "compute", CHELSEA],
             stdout=writing,
             stderr=subprocess.PIPE,
             check=False,
             encoding="utf-8",
+            env=environment(SWIPR_SOCKET=daemon.path),
         )
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
-def shell(redirection: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
+def shell(redirection: str, *args: str | Path, **changes: str) -> subprocess.CompletedProcess[str]:
     """Run swiprctl with a stream redirected as a shell does it."""
     return subprocess.run(
         ["/bin/sh", "-c", f'exec "$@" {redirection}', "sh", *SWIPRCTL, *args],
         capture_output=True,
         check=False,
         encoding="utf-8",
+        env=environment(**changes),
     )
 
 
@@ -340,9 +367,10 @@ def test_an_answer_that_cannot_be_written_is_a_failure(
 ) -> None:
     """A full disk or a closed standard output is told on one line, and never exit status 0."""
     args = [command] if command == "ping" else [command, CHELSEA]
-    done = shell(redirection, *args, "--socket", daemon.path)
-    assert done.returncode == 1
-    assert re.fullmatch(r"swiprctl: cannot write the answer: .+\n", done.stderr)
+    for more in ((), ("--socket", daemon.path)):  # the short way, and by the parser
+        done = shell(redirection, *args, *more, SWIPR_SOCKET=daemon.path)
+        assert done.returncode == 1
+        assert re.fullmatch(r"swiprctl: cannot write the answer: .+\n", done.stderr)
 
 
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
@@ -364,15 +392,17 @@ def test_a_message_that_cannot_be_written_changes_nothing_else(
     assert (done.returncode, done.stdout, done.stderr) == (status, output, "")
 
 
+@pytest.mark.parametrize("short", [True, False], ids=["short", "parsed"])
 @pytest.mark.parametrize("command", ["compute", "--compute"])
-def test_control_c_ends_the_wait(folder: Path, command: str) -> None:
+def test_control_c_ends_the_wait(folder: Path, command: str, short: bool) -> None:
     """Interrupted while it waits, the command says nothing and ends with exit status 130."""
     with Peer(folder, never_answers) as peer, interruptible():
         process = subprocess.Popen(
-            [*SWIPRCTL, "--socket", peer.path, command, CHELSEA],
+            [*SWIPRCTL, *([] if short else ["--socket", peer.path]), command, CHELSEA],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",
+            env=environment(SWIPR_SOCKET=peer.path),
         )
         with process:
             try:

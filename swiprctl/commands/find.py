@@ -92,21 +92,27 @@ def read_names(list_path: str, end: bytes) -> Iterator[str]:
     try:
         with _open_stdin() if list_path == STDIN else open(list_path, "rb") as file:
             for name in _split(iter(lambda: file.read1(65536), b""), end):
-                if end == b"\n" and b"\0" in name:
-                    raise SwiprError(
-                        "not_a_file", f"{list_path}: its paths end with NUL, not a newline; add -0"
-                    )
                 if name:
                     yield os.fsdecode(name)
+    except _NulError:
+        raise SwiprError(
+            "not_a_file", f"{list_path}: its paths end with NUL, not a newline; add -0"
+        ) from None
     except FileNotFoundError:
         raise SwiprError("not_found", f"{list_path}: no such file, for --files-from") from None
     except OSError as error:
         raise SwiprError("not_a_file", f"{list_path}: cannot be read: {error.strerror}") from None
 
 
+class _NulError(Exception):
+    """A NUL stands where no path has one."""
+
+
 def _split(chunks: Iterable[bytes], end: bytes) -> Iterator[bytes]:
     rest = b""
     for chunk in chunks:
+        if end != b"\0" and b"\0" in chunk:
+            raise _NulError
         *whole, rest = (rest + chunk).split(end)
         yield from whole
     yield rest

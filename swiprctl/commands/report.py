@@ -116,6 +116,8 @@ class Page:
             tell(in_words(error))
             failures.append((_REST, error.code, error.message))
             status = status_of(error)
+        if first is None and not failures:  # of which it has been told
+            raise NotWritten(FAILED, None)
         self._file.write(b"],\n" + encoded(_about(args, first, failures))[1:] + b"\n" + after)
         return status
 

@@ -1,0 +1,65 @@
+"""What the bench makes of its measurements. The measuring itself needs packages of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bench.goals import goals
+from bench.load import loaded
+from bench.measures import quantile
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_quantile_is_a_value_that_was_measured() -> None:
+    """By nearest rank, as the daemon's own."""
+    values = [float(x) for x in range(200, 0, -1)]
+    assert [quantile(values, share) for share in (0.01, 0.5, 0.99, 1)] == [2, 100, 198, 200]
+    assert quantile([7.0], 0.99) == 7
+
+
+def test_a_rate_counts_what_lies_between_answers() -> None:
+    """Not the time before the first or after the last, of which an answer has only a part."""
+    found = loaded([(0.0, 1.0), (0.5, 1.5), (1.0, 2.0)])
+    assert found.rate == 2
+    assert found.waits == [1000, 1000, 1000]
+
+
+def test_the_results_that_are_kept_are_of_a_whole_run() -> None:
+    """And have what the aims are looked up in."""
+    found = json.loads((ROOT / "bench" / "results.json").read_text())
+    assert not found["quick"]
+    assert {"latency", "throughput", "client throughput", "cold start", "memory"} <= set(found)
+    text = (ROOT / "bench" / "RESULTS.md").read_text()
+    assert "quick run" not in text
+    assert "swipr-" not in text  # no path of the machine that it ran on
+
+
+def test_every_aim_says_what_it_was_held_to() -> None:
+    """Twice as fast as the script is enough, a third slower than the engine alone is not."""
+    met = {goal.aim: goal.met for goal in goals(RESULTS)}
+    assert met["latency, script service to swipr"] is True
+    assert met["one request over its engine alone, compiled"] is False
+    assert met["bf16: latency"] is None
+
+
+CELL = {"rate": [10.0], "waits": [100.0]}
+RESULTS = {
+    "latency": {
+        "1080x1350": {
+            "engines": {
+                name: {"whole": [75.0], "compute": [60.0]}
+                for name in ("eager", "compiled", "onnxruntime", "openvino")
+            },
+            "services": {"swipr": [100.0], "swipr, eager": [76.0]},
+        }
+    },
+    "client latency": {"script service": [200.0], "swipr": [100.0], "swipr, eager": [120.0]},
+    "client throughput": {"script service": {16: CELL}, "swipr": {16: CELL}},
+    "throughput": {"swipr": {4: CELL, 64: CELL}},
+    "cold start": {"whole": {"swipr": [1.0], "python3 -c 'import torch'": [1.0]}},
+    "idle memory": [{"rss": 20.0}],
+    "client starts": {"swiprctl ping": [1.0], "python3 -c 'import socket, json'": [1.0]},
+}
+"""What a run finds, as little of it as the aims look at."""
