@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,12 @@ class Loaded:
     Attributes:
         rate: answers a second.
         waits: milliseconds that each answer took, from its request on.
+        before: for each answer, how many others came between its request and itself.
     """
 
     rate: float
     waits: list[float]
+    before: list[float]
 
 
 def by_connections(service: Service, clients: int, seconds: float, picture: Path) -> Loaded:
@@ -100,4 +103,8 @@ def loaded(answered: list[tuple[float, float]]) -> Loaded:
         raise RuntimeError(f"{len(ends)} answers came: measure for longer")
     # Between answers, and not by the window's own edges: of 60 answers one more is 2 %.
     rate = (len(ends) - 1) / (ends[-1] - ends[0])
-    return Loaded(rate, [1000 * (end - began) for began, end in answered])
+    return Loaded(
+        rate,
+        [1000 * (end - began) for began, end in answered],
+        [float(bisect_left(ends, end) - bisect_right(ends, began)) for began, end in answered],
+    )

@@ -109,6 +109,7 @@ def throughput(
                 cell = found[service.name][count]
                 cell["rate"].append(loaded.rate)
                 cell["waits"].extend(loaded.waits)
+                cell["before"].extend(loaded.before)
     return found
 
 

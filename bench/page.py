@@ -66,8 +66,10 @@ def _sections(results: Mapping[str, Any]) -> Iterable[str]:
     yield _growth(results["growth"])
     yield "![Growth](growth.svg)\n"
     yield "## Cold start\n"
-    yield "Milliseconds from the first connect, with nothing running, to the first tuple; of the\n"
-    yield "script service from the start of its process, and of Python to the end of the import.\n"
+    yield (
+        "Milliseconds from the first connect, with nothing running, to the first tuple; of the"
+        " script service from the start of its process, and of Python to the end of the import.\n"
+    )
     yield _cold(results["cold start"])
     yield "## Memory\n"
     yield "MB, by process: its proportional share (PSS), what is its own, all that it maps (RSS).\n"

@@ -163,7 +163,7 @@ def read_bundle(path: str) -> Bundle:
     try:
         content = safetensors.read_content(path)
         # A header's length may begin with the same byte; its text begins with a brace.
-        if content.startswith((b"PK", b"\x80")) and content[8:9] != b"{":
+        if bytes(content[:2]).startswith((b"PK", b"\x80")) and bytes(content[8:9]) != b"{":
             raise BundleError("it looks like torch's; make a bundle of it with swiprd import")
         metadata, tensors = safetensors.parse(content)
         manifest = _parse_manifest(metadata)
@@ -177,13 +177,13 @@ def read_bundle(path: str) -> Bundle:
     return Bundle(manifest, tensors, digest)
 
 
-def _digest(content: bytearray, tensors: Mapping[str, Tensor]) -> str:
+def _digest(content: memoryview, tensors: Mapping[str, Tensor]) -> str:
     """Return the file's digest, its checksum looked at on the way."""
     found = tensors.get(CHECKSUM)
     if found is None or (found.dtype, found.shape) != ("U8", (CHECKSUM_SIZE,)):
         raise BundleError("it has no checksum; make it again")
-    last = memoryview(content)[-CHECKSUM_SIZE:]
-    summed = hashlib.sha256(memoryview(content)[:-CHECKSUM_SIZE])
+    last = content[-CHECKSUM_SIZE:]
+    summed = hashlib.sha256(content[:-CHECKSUM_SIZE])
     if found.data != last or summed.digest() != last:
         raise BundleError("its checksum is wrong: it is damaged; copy or make it again")
     summed.update(last)

@@ -15,6 +15,7 @@ the socket ends, and so does the worker.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -52,6 +53,7 @@ def main() -> int:
     if not die_with_front(sock):
         return 0
     close_inherited(sock.fileno())
+    gc.disable()  # it would look through torch again and again while that is imported
     link = _Link(sock)
     settings = link.receive()
     if settings is None:
@@ -61,6 +63,9 @@ def main() -> int:
     except SwiprError as error:
         link.send(protocol.encode_error(error))
         return 1
+    # What is there now stays: later collections, in the middle of a picture, leave it out.
+    gc.freeze()
+    gc.enable()
     link.send(protocol.encode({"ready": _describe(model)}))
     while (line := link.receive()) is not None:
         link.send(_answer(line, model, limits))

@@ -24,6 +24,7 @@ def test_a_rate_counts_what_lies_between_answers() -> None:
     found = loaded([(0.0, 1.0), (0.5, 1.5), (1.0, 2.0)])
     assert found.rate == 2
     assert found.waits == [1000, 1000, 1000]
+    assert found.before == [0, 1, 1]
 
 
 def test_the_results_that_are_kept_are_of_a_whole_run() -> None:
@@ -44,7 +45,7 @@ def test_every_aim_says_what_it_was_held_to() -> None:
     assert met["bf16: latency"] is None
 
 
-CELL = {"rate": [10.0], "waits": [100.0]}
+CELL = {"rate": [10.0], "waits": [100.0], "before": [63.0]}
 RESULTS = {
     "latency": {
         "1080x1350": {
