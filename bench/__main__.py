@@ -32,6 +32,7 @@ from bench.measures import (
 )
 from bench.page import write_results
 from bench.subjects import (
+    BENCH,
     EngineAlone,
     Service,
     start_fastapi,
@@ -41,7 +42,6 @@ from bench.subjects import (
 )
 from swiprd.compiled import this_host
 
-BENCH: Final = Path(__file__).parent
 PICTURES: Final = {"1080x1350": (1080, 1350), "12 megapixels": (4000, 3000)}
 MEGAPIXELS: Final = (0.1, 0.5, 1.5, 5, 12, 24, 48)
 CLIENTS: Final = (1, 4, 16, 64)

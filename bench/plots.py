@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 SETTINGS: Final = {"svg.hashsalt": "swipr", "svg.fonttype": "none", "figure.dpi": 80}
@@ -43,28 +44,34 @@ def _latency(found: Mapping[str, Any]) -> Figure:
 
 
 def _throughput(found: Mapping[str, Any]) -> Figure:
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for name, cells in found.items():
-        counts = list(cells)
-        rates = [statistics.median(cells[count]["rate"]) for count in counts]
-        axes.plot(counts, rates, marker="o", label=name)
+    rates = {
+        name: {count: cell["rate"] for count, cell in cells.items()}
+        for name, cells in found.items()
+    }
+    figure, axes = _curves(rates, "clients, each with a connection", "pictures a second")
+    counts = list(next(iter(found.values())))
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, map(str, counts))
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("clients, each with a connection")
-    axes.set_ylabel("pictures a second")
-    axes.legend()
     return figure
 
 
 def _growth(found: Mapping[str, Any]) -> Figure:
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for name, by_size in found.items():
-        sizes = list(by_size)
-        axes.plot(sizes, [statistics.median(by_size[s]) for s in sizes], marker="o", label=name)
+    figure, axes = _curves(found, "megapixels of a JPEG", "milliseconds, median")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("megapixels of a JPEG")
-    axes.set_ylabel("milliseconds, median")
-    axes.legend()
     return figure
+
+
+def _curves(
+    found: Mapping[str, Mapping[float, list[float]]], across: str, up: str
+) -> tuple[Figure, Axes]:
+    """Draw the medians of each subject, and name the axes."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for name, measured in found.items():
+        medians = [statistics.median(values) for values in measured.values()]
+        axes.plot(list(measured), medians, marker="o", label=name)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.legend()
+    return figure, axes

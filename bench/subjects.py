@@ -168,30 +168,23 @@ LINES: Final = Wire(_line, _read_line)
 HTTP: Final = Wire(_post, _read_response)
 
 
+@dataclass(frozen=True, slots=True)
 class Service:
     """A running service.
 
     Attributes:
         name: in tables.
+        process: its own.
         address: where it listens; None: only its own client reaches it.
         wire: how it is asked there.
         client: the words that ask for a picture, without its path; None: it has no client.
     """
 
-    def __init__(
-        self,
-        name: str,
-        process: Process,
-        *,
-        address: Address | None = None,
-        wire: Wire | None = None,
-        client: list[str] | None = None,
-    ) -> None:
-        self.name = name
-        self.process = process
-        self.address = address
-        self.wire = wire
-        self.client = client
+    name: str
+    process: Process
+    address: Address | None = None
+    wire: Wire | None = None
+    client: list[str] | None = None
 
     def ask(self, count: int, picture: Path) -> list[float]:
         """Return the milliseconds of requests, one after another over one connection."""

@@ -389,7 +389,7 @@ def _line(text: bytes, problem: str) -> str:
     found = re.search(r"at line (\d+)", problem)
     if found is None:
         return ""
-    line = text.splitlines()[int(found[1]) - 1].decode("utf-8", "replace").strip()
+    line = text.split(b"\n")[int(found[1]) - 1].decode("utf-8", "replace").strip()
     hint = ""
     if problem.startswith("Cannot overwrite"):
         hint = "; the setting stands twice"
