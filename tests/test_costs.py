@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from tests.daemon import CHELSEA, Daemon, wait_until
 
 ROOT = Path(__file__).parent.parent
 REQUESTS = 50
+PAUSE = 0.01
+"""Seconds in which the front has done all that it does after a reply."""
 
 # --- the client: instructions, beside those of the least that it must import ---------------------
 
@@ -99,10 +102,14 @@ def calls(daemon: Daemon) -> int:
 
 
 def calls_for_one(daemon: Daemon, ask: Callable[[], object]) -> float:
-    """Return how many calls the front makes for each of several requests."""
+    """Return how many calls the front makes for each of several requests.
+
+    They come when it waits for them: one that is there already costs it little more than half.
+    """
     ask()
     before = calls(daemon)
     for _ in range(REQUESTS):
+        time.sleep(PAUSE)
         ask()
     return (calls(daemon) - before) / REQUESTS
 
@@ -113,5 +120,5 @@ def test_the_front_does_little_for_a_request(counted: Daemon) -> None:
         ping = calls_for_one(counted, client.ping)
         compute = calls_for_one(counted, lambda: client.compute(CHELSEA))
     print(f"{ping:.0f} calls for a ping, {compute:.0f} for a picture")
-    assert ping < 220
-    assert compute < 980
+    assert ping < 390
+    assert compute < 1000
