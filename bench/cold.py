@@ -20,8 +20,8 @@ FIRST_ANSWER_SECONDS: Final = 120.0
 SCRIPT: Final = "script service, process to first tuple"
 STAGES: Final = {
     "listening at": "front",
-    "the bundle is read": "worker's process, and reading the bundle",
-    "torch is imported": "import torch",
+    "the manifest is read": "worker's process",
+    "torch is imported": "import torch, read the bundle",
     "the engine is loaded": "load the engine",
     "is ready after": "golden answers",
 }

@@ -8,15 +8,16 @@ state_dict; the golden pictures, as encoded image files in U8 tensors named ``go
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from swiprd import safetensors
-from swiprd.safetensors import SafetensorsError, Tensor
+from swiprd.safetensors import SafetensorsError, SafetensorsFile, Tensor
 
 FORMAT: Final = 1
 METADATA_KEY: Final = "swipr"
@@ -154,37 +155,82 @@ class Bundle:
     digest: str
 
 
+class BundleFile:
+    """A bundle's file that is open: what it says of the model is checked, its weights are not yet.
+
+    ``close`` must be called.
+
+    Raises:
+        BundleError: what is wrong with its header or its manifest, and with which file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with _told(path):
+            self._file = SafetensorsFile(path)
+            try:
+                self._manifest, self._tensors = _parse(self._file.content)
+            except BaseException:
+                self.close()
+                raise
+
+    def read(self) -> Bundle:
+        """Return the bundle: all bytes are read, and their checksum is right.
+
+        Raises:
+            BundleError: it is damaged, or cannot be read.
+        """
+        with _told(self._path):
+            self._file.read()
+            digest = _digest(self._file.content, self._tensors)
+        tensors = dict(self._tensors)
+        del tensors[CHECKSUM]
+        return Bundle(self._manifest, tensors, digest)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
 def read_bundle(path: str) -> Bundle:
     """Return the bundle in the file at ``path``, every offset and every manifest field checked.
 
     Raises:
         BundleError: what is wrong with it, and with which file.
     """
+    with contextlib.closing(BundleFile(path)) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def _told(path: str) -> Iterator[None]:
+    """Tell what is wrong as a BundleError that names the file."""
     try:
-        content = safetensors.read_content(path)
-        # A header's length may begin with the same byte; its text begins with a brace.
-        if bytes(content[:2]).startswith((b"PK", b"\x80")) and bytes(content[8:9]) != b"{":
-            raise BundleError("it looks like torch's; make a bundle of it with swiprd import")
-        metadata, tensors = safetensors.parse(content)
-        manifest = _parse_manifest(metadata)
-        _check_golden(manifest, tensors)
-        digest = _digest(content, tensors)
+        yield
     except OSError as error:
         raise BundleError(f"cannot read the bundle {path}: {error.strerror}") from None
     except (BundleError, SafetensorsError) as error:
         raise BundleError(f"{path} is no bundle that can be served: {error}") from None
-    del tensors[CHECKSUM]
-    return Bundle(manifest, tensors, digest)
+
+
+def _parse(content: memoryview) -> tuple[Manifest, dict[str, Tensor]]:
+    # A header's length may begin with the same byte; its text begins with a brace.
+    if bytes(content[:2]).startswith((b"PK", b"\x80")) and bytes(content[8:9]) != b"{":
+        raise BundleError("it looks like torch's; make a bundle of it with swiprd import")
+    metadata, tensors = safetensors.parse(content)
+    manifest = _parse_manifest(metadata)
+    _check_golden(manifest, tensors)
+    checksum = tensors.get(CHECKSUM)
+    if checksum is None or (checksum.dtype, checksum.shape) != ("U8", (CHECKSUM_SIZE,)):
+        raise BundleError("it has no checksum; make it again")
+    return manifest, tensors
 
 
 def _digest(content: memoryview, tensors: Mapping[str, Tensor]) -> str:
     """Return the file's digest, its checksum looked at on the way."""
-    found = tensors.get(CHECKSUM)
-    if found is None or (found.dtype, found.shape) != ("U8", (CHECKSUM_SIZE,)):
-        raise BundleError("it has no checksum; make it again")
     last = content[-CHECKSUM_SIZE:]
     summed = hashlib.sha256(content[:-CHECKSUM_SIZE])
-    if found.data != last or summed.digest() != last:
+    if tensors[CHECKSUM].data != last or summed.digest() != last:
         raise BundleError("its checksum is wrong: it is damaged; copy or make it again")
     summed.update(last)
     return "sha256:" + summed.hexdigest()

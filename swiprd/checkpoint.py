@@ -5,6 +5,7 @@ What the names mean is not known here; see ``swiprd.recognise``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -19,7 +20,7 @@ from torch import Tensor
 from swiprd import safetensors
 from swiprd.bundle import METADATA_KEY
 from swiprd.network import DTYPES, to_torch
-from swiprd.safetensors import SafetensorsError
+from swiprd.safetensors import SafetensorsError, SafetensorsFile
 
 WRAPPERS: Final = ("state_dict", "model_state_dict", "model")
 """Keys under which programs put the state_dict that they save."""
@@ -100,7 +101,9 @@ def _is_safetensors(path: str) -> bool:
 
 def _read_safetensors(path: str) -> dict[str, Tensor]:
     try:
-        metadata, tensors = safetensors.parse(safetensors.read_content(path))
+        with contextlib.closing(SafetensorsFile(path)) as file:
+            file.read()
+        metadata, tensors = safetensors.parse(file.content)
     except SafetensorsError as error:
         raise CheckpointError(f"it is no sound safetensors file: {error}") from None
     if isinstance(metadata, dict) and METADATA_KEY in metadata:

@@ -36,25 +36,51 @@ class Tensor:
     data: memoryview
 
 
-def read_content(path: str) -> memoryview:
-    """Return the bytes of the regular file at ``path``, which may be written to: torch wants that.
+class SafetensorsFile:
+    """A regular file on its way into memory: its header at first, the rest with ``read``.
+
+    ``close`` must be called.
+
+    Attributes:
+        content: where all its bytes will be; it may be written to, for torch wants that.
 
     Raises:
         OSError: it cannot be read.
-        SafetensorsError: no file can have that name, there is not enough memory, or it changed
+        SafetensorsError: no file can have that name, there is not enough memory, or it changes
             meanwhile.
     """
-    try:
-        with open(path, "rb", opener=open_at_once) as file:
-            content = _memory(os.fstat(file.fileno()).st_size)
-            size = file.readinto(content)
-    except ValueError:  # a NUL or a lone surrogate
-        raise SafetensorsError("no file can have this name") from None
-    except MemoryError:
-        raise SafetensorsError("there is not enough memory for it") from None
-    if size != len(content):
-        raise SafetensorsError("it changed while it was read")
-    return content
+
+    def __init__(self, path: str) -> None:
+        try:
+            self._file = open(path, "rb", opener=open_at_once)  # noqa: SIM115 - see ``close``
+        except ValueError:  # a NUL or a lone surrogate
+            raise SafetensorsError("no file can have this name") from None
+        try:
+            self.content = _memory(os.fstat(self._file.fileno()).st_size)
+            self._fill(8)
+            self._fill(min(_header_length(self.content), MAX_HEADER))
+        except BaseException as error:
+            self.close()
+            if isinstance(error, MemoryError):
+                raise SafetensorsError("there is not enough memory for it") from None
+            raise
+
+    def read(self) -> None:
+        """Read the rest."""
+        self._fill(len(self.content))
+
+    def close(self) -> None:
+        """Let go of the file; the content stays."""
+        self._file.close()
+
+    def _fill(self, count: int) -> None:
+        wanted = self.content[self._file.tell() :][:count]
+        if self._file.readinto(wanted) != len(wanted):
+            raise SafetensorsError("it changed while it was read")
+
+
+def _header_length(content: memoryview) -> int:
+    return int.from_bytes(content[:8], "little")
 
 
 def _memory(size: int) -> memoryview:
@@ -76,15 +102,17 @@ def open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def parse(content: bytearray | memoryview) -> tuple[Any, dict[str, Tensor]]:
+def parse(content: memoryview) -> tuple[Any, dict[str, Tensor]]:
     """Return the metadata, whatever it is, and the tensors, which are views of ``content``.
+
+    The header must be there; the tensors' own bytes need not yet.
 
     Raises:
         SafetensorsError: what is wrong.
     """
     if len(content) < 8:
         raise SafetensorsError(f"expected a safetensors file, got {len(content)} bytes")
-    length = int.from_bytes(content[:8], "little")
+    length = _header_length(content)
     if length > min(len(content) - 8, MAX_HEADER):
         raise SafetensorsError(
             "its header is longer than the file; it is cut off or no safetensors file"
@@ -96,7 +124,7 @@ def parse(content: bytearray | memoryview) -> tuple[Any, dict[str, Tensor]]:
     if not isinstance(header, dict):
         raise SafetensorsError("its header is no JSON object")
     metadata = header.pop("__metadata__", None)
-    body = memoryview(content)[8 + length :]
+    body = content[8 + length :]
     return metadata, _parse_tensors(header, body)
 
 

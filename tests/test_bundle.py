@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from swiprd.bundle import (
     IMAGE_FORMATS,
     BundleError,
+    BundleFile,
     Golden,
     Manifest,
     Preprocessing,
@@ -274,6 +276,30 @@ def test_a_bundle_cut_off_anywhere_is_refused(
     for length in range(len(content)):
         assert "cut off" in refused(content[:length]) or length < 8
     assert "1 bytes follow its last tensor" in refused(content + b"\0")
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 40)
+
+
+def change_a_weight(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-40, os.SEEK_END)
+        file.write(b"?")
+
+
+@pytest.mark.parametrize("change", [cut_off, change_a_weight])
+def test_what_happens_to_an_open_bundle_is_noticed(
+    change: Callable[[Path], None], folder: Path
+) -> None:
+    """Its manifest was sound, and its weights are what the checksum says or are not served."""
+    path = folder / "large.safetensors"  # larger than what comes along with the header
+    write_bundle(str(path), MANIFEST, {**TENSORS, "more": tensor("U8", 2**20, data=bytes(2**20))})
+    with contextlib.closing(BundleFile(str(path))) as file:
+        change(path)
+        with pytest.raises(BundleError, match=r"it changed while|its checksum is wrong") as caught:
+            file.read()
+    assert str(path) in str(caught.value)
 
 
 NO_BUNDLES = [

@@ -440,6 +440,21 @@ def test_a_file_that_is_no_bundle_is_told_before_torch_is_loaded(
         assert not imported & {"torch", "PIL", "PIL.Image", "numpy", "swiprd.model"}
 
 
+def test_a_bundle_with_a_changed_weight_is_never_served(folder: Path) -> None:
+    """Torch is imported while its weights are read, but nothing is computed with them."""
+    content = bytearray(Path(DEFAULT_BUNDLE).read_bytes())
+    content[-1000] ^= 1
+    path = folder / "damaged.safetensors"
+    path.write_bytes(content)
+    with start() as worker:
+        reply = worker.load(model=str(path))
+        assert set(reply) == {"id", "error"}
+        assert reply["error"]["code"] == "unavailable"
+        assert f"{path} is no bundle" in reply["error"]["message"]
+        assert "its checksum is wrong" in reply["error"]["message"]
+        assert worker.end() == (1, b"", "")
+
+
 def test_a_bundle_whose_golden_answers_come_out_wrong_is_never_served(folder: Path) -> None:
     """Instead of being ready the worker says why not, and ends."""
     bundle = read_bundle(DEFAULT_BUNDLE)
