@@ -36,11 +36,12 @@ def by_connections(service: Service, clients: int, seconds: float, picture: Path
 async def _by_connections(service: Service, clients: int, seconds: float, picture: Path) -> Loaded:
     answered: list[tuple[float, float]] = []
     begun = set()
+    stop = asyncio.Event()
 
     async def client(number: int) -> None:
         reader, writer = await service.open()
         try:
-            while True:
+            while not stop.is_set():
                 began = time.perf_counter()
                 await service.exchange(reader, writer, picture)
                 answered.append((began, time.perf_counter()))
@@ -58,11 +59,9 @@ async def _by_connections(service: Service, clients: int, seconds: float, pictur
     answered.clear()
     await asyncio.sleep(seconds)
     found = list(answered)
-    for task in tasks:
-        task.cancel()
-    for result in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(result, Exception):
-            raise result
+    # Not cancelled: some services would go on with what was asked, in the turn of the next.
+    stop.set()
+    await asyncio.gather(*tasks)
     return loaded(found)
 
 

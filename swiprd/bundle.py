@@ -154,6 +154,11 @@ class Bundle:
     tensors: Mapping[str, Tensor]
     digest: str
 
+    def release(self) -> None:
+        """Free the memory of the tensors, which cannot be looked at any more."""
+        for tensor in self.tensors.values():
+            tensor.data.release()
+
 
 class BundleFile:
     """A bundle's file that is open: what it says of the model is checked, its weights are not yet.
@@ -175,7 +180,7 @@ class BundleFile:
                 raise
 
     def read(self) -> Bundle:
-        """Return the bundle: all bytes are read, and their checksum is right.
+        """Return the bundle: all bytes are read, and their checksum is right. Once only.
 
         Raises:
             BundleError: it is damaged, or cannot be read.
@@ -183,9 +188,8 @@ class BundleFile:
         with _told(self._path):
             self._file.read()
             digest = _digest(self._file.content, self._tensors)
-        tensors = dict(self._tensors)
-        del tensors[CHECKSUM]
-        return Bundle(self._manifest, tensors, digest)
+        del self._tensors[CHECKSUM]
+        return Bundle(self._manifest, self._tensors, digest)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -103,7 +103,7 @@ def _read_safetensors(path: str) -> dict[str, Tensor]:
     try:
         with contextlib.closing(SafetensorsFile(path)) as file:
             file.read()
-        metadata, tensors = safetensors.parse(file.content)
+            metadata, tensors = safetensors.parse(file.content)
     except SafetensorsError as error:
         raise CheckpointError(f"it is no sound safetensors file: {error}") from None
     if isinstance(metadata, dict) and METADATA_KEY in metadata:

@@ -55,6 +55,7 @@ class SafetensorsFile:
             self._file = open(path, "rb", opener=open_at_once)  # noqa: SIM115 - see ``close``
         except ValueError:  # a NUL or a lone surrogate
             raise SafetensorsError("no file can have this name") from None
+        self.content = memoryview(b"")
         try:
             self.content = _memory(os.fstat(self._file.fileno()).st_size)
             self._fill(8)
@@ -70,8 +71,9 @@ class SafetensorsFile:
         self._fill(len(self.content))
 
     def close(self) -> None:
-        """Let go of the file; the content stays."""
+        """Let go of the file, and of the content: its tensors keep what they have of it."""
         self._file.close()
+        self.content.release()
 
     def _fill(self, count: int) -> None:
         wanted = self.content[self._file.tell() :][:count]

@@ -122,6 +122,10 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
         torch.set_num_threads(settings["threads"])
         forms = None if folder is None else FormCache(folder, this_host(settings["threads"]))
         model = best_model(bundle, forms, settings["precision"], max_pixels=settings["max_pixels"])
+        if model.engine == "compiled":
+            # The form has the weights. What is left of the imports, without a collector, may hold
+            # this frame and all that it names.
+            bundle.release()
     except BundleError as error:
         raise SwiprError("unavailable", str(error)) from None
     except SandboxError as error:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,19 @@ def test_what_happens_to_an_open_bundle_is_noticed(
         with pytest.raises(BundleError, match=r"it changed while|its checksum is wrong") as caught:
             file.read()
     assert str(path) in str(caught.value)
+
+
+def test_a_released_bundle_has_no_memory(folder: Path) -> None:
+    """Whoever still holds it, and the file that it came from; what it would give is an error."""
+    with contextlib.closing(BundleFile(str(written(folder)))) as file:
+        bundle = file.read()
+    data = bundle.tensors["weights"].data
+    memory = weakref.ref(data.obj)
+    assert memory() is not None
+    bundle.release()
+    assert memory() is None
+    with pytest.raises(ValueError, match="released"):
+        bytes(data)
 
 
 NO_BUNDLES = [

@@ -273,6 +273,26 @@ def test_a_daemon_serves_the_compiled_form(result: Compiled, start_daemon: Start
     assert "compiled form" not in daemon.log()
 
 
+def holds_a_bundle(daemon: Daemon) -> bool:
+    """Return whether its worker has memory that it wants in huge pages: see proc_pid_smaps(5)."""
+    daemon.wait_ready()
+    (pid,) = daemon.worker_pids()
+    flags = re.findall(r"^VmFlags:(.*)$", Path(f"/proc/{pid}/smaps").read_text(), re.MULTILINE)
+    assert flags
+    return any("hg" in line.split() for line in flags)
+
+
+def test_a_worker_with_a_compiled_form_keeps_no_weights_beside_it(
+    result: Compiled, start_daemon: StartDaemon
+) -> None:
+    """They are in the form; torch's own network computes with those of the bundle."""
+    if not holds_a_bundle(start_daemon("--model", DEFAULT_BUNDLE)):
+        pytest.skip("this kernel has no huge pages, by which the bundle's memory is told")
+    compiled = start_daemon("--model", DEFAULT_BUNDLE, "--cache-dir", str(result.folder))
+    assert not holds_a_bundle(compiled)
+    assert compiled.status()["engine"] == "compiled"
+
+
 def test_a_cut_off_library_costs_one_line(
     result: Compiled, start_daemon: StartDaemon, folder: Path
 ) -> None:
