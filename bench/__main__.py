@@ -137,7 +137,7 @@ def _measure(
         say("one request, with a client process")
         results["client latency"] = client_latency(services, 2 if quick else 25, usual)
 
-        seconds, rounds = (4.0, 1) if quick else (6.0, 2)
+        seconds, rounds = (4.0, 1) if quick else (5.0, 3)
         say("many clients, over connections")
         connected = [service for service in services if service.address is not None]
         results["throughput"] = throughput(

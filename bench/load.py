@@ -48,6 +48,7 @@ async def _by_connections(service: Service, clients: int, seconds: float, pictur
                 begun.add(number)
         finally:
             writer.close()
+            await writer.wait_closed()
 
     tasks = [asyncio.create_task(client(number)) for number in range(clients)]
     # The first round finds an empty queue.
