@@ -163,7 +163,7 @@ def _measure(
     say("memory, one service at a time")
     results["memory"] = {name: _memory(start(), usual) for name, start in starters.items()}
     # The connection that saw the model loaded may not be gone yet when as many as are allowed come.
-    idle = ["--idle-timeout", str(IDLE_SECONDS), "--max-per-user", str(2 * CLIENTS[-1])]
+    idle = ["--idle-timeout", str(IDLE_SECONDS), "--max-per-user", str(CLIENTS[-1] + 1)]
     results["idle memory"] = _idle_memory(
         swipr(SWIPR, "compiled fp32", idle, material.cache), usual
     )

@@ -155,7 +155,10 @@ class Bundle:
     digest: str
 
     def release(self) -> None:
-        """Free the memory of the tensors, which cannot be looked at any more."""
+        """Free the memory of the tensors; to look at one is a ValueError afterwards.
+
+        Not where torch computes with it: torch would not know.
+        """
         for tensor in self.tensors.values():
             tensor.data.release()
 
@@ -171,7 +174,7 @@ class BundleFile:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        with _told(path):
+        with _naming(path):
             self._file = SafetensorsFile(path)
             try:
                 self._manifest, self._tensors = _parse(self._file.content)
@@ -185,10 +188,10 @@ class BundleFile:
         Raises:
             BundleError: it is damaged, or cannot be read.
         """
-        with _told(self._path):
+        with _naming(self._path):
             self._file.read()
             digest = _digest(self._file.content, self._tensors)
-        del self._tensors[CHECKSUM]
+        del self._tensors[CHECKSUM]  # it would hold the memory of a bundle that is released
         return Bundle(self._manifest, self._tensors, digest)
 
     def close(self) -> None:
@@ -207,7 +210,7 @@ def read_bundle(path: str) -> Bundle:
 
 
 @contextlib.contextmanager
-def _told(path: str) -> Iterator[None]:
+def _naming(path: str) -> Iterator[None]:
     """Tell what is wrong as a BundleError that names the file."""
     try:
         yield

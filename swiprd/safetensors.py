@@ -56,6 +56,7 @@ class SafetensorsFile:
         except ValueError:  # a NUL or a lone surrogate
             raise SafetensorsError("no file can have this name") from None
         self.content = memoryview(b"")
+        self._size = 0
         try:
             self.content = _memory(os.fstat(self._file.fileno()).st_size)
             self._fill(8)
@@ -67,7 +68,12 @@ class SafetensorsFile:
             raise
 
     def read(self) -> None:
-        """Read the rest."""
+        """Read the rest.
+
+        Raises:
+            OSError: it cannot be read.
+            SafetensorsError: it has become shorter.
+        """
         self._fill(len(self.content))
 
     def close(self) -> None:
@@ -76,9 +82,10 @@ class SafetensorsFile:
         self.content.release()
 
     def _fill(self, count: int) -> None:
-        wanted = self.content[self._file.tell() :][:count]
+        wanted = self.content[self._size :][:count]
         if self._file.readinto(wanted) != len(wanted):
             raise SafetensorsError("it changed while it was read")
+        self._size += len(wanted)
 
 
 def _header_length(content: memoryview) -> int:

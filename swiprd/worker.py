@@ -104,7 +104,8 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
     try:
         readable = [settings["model"]] if folder is None else [settings["model"], folder]
         confine(readable, max_memory=settings["max_memory"])
-        # Its manifest comes first: what is no bundle is told at once, not after seconds of loading.
+        # Its manifest comes first: what is no bundle is told at once, not after seconds of loading,
+        # as a wrong checksum is.
         with closing(BundleFile(settings["model"])) as file, ThreadPoolExecutor(1) as beside:
             log.debug("the manifest is read")
             # To read and sum up 100 MB takes a tenth of the import, and no lock of Python's.
@@ -123,8 +124,8 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
         forms = None if folder is None else FormCache(folder, this_host(settings["threads"]))
         model = best_model(bundle, forms, settings["precision"], max_pixels=settings["max_pixels"])
         if model.engine == "compiled":
-            # The form has the weights. What is left of the imports, without a collector, may hold
-            # this frame and all that it names.
+            # The form has the weights, and torch none of them. What is left of the imports, without
+            # a collector, may hold this frame and all that it names.
             bundle.release()
     except BundleError as error:
         raise SwiprError("unavailable", str(error)) from None
@@ -136,8 +137,10 @@ def _load(settings: dict[str, Any]) -> tuple[Model, int]:
         ) from None
     except Exception as error:
         log.exception("cannot load the model")
-        # A library that cannot be mapped is an ImportError.
-        wants_memory = settings["max_memory"] and isinstance(error, (ImportError, MemoryError))
+        # A library that cannot be mapped is an ImportError; a thread that cannot be started, and
+        # memory that torch does not get, are RuntimeErrors.
+        kinds = (ImportError, MemoryError, RuntimeError)
+        wants_memory = settings["max_memory"] and isinstance(error, kinds)
         hint = "; is max_worker_mib large enough?" if wants_memory else ""
         raise SwiprError("unavailable", f"the worker failed: {error!r}{hint}") from None
     return model, settings["max_bytes"]

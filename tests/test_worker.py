@@ -441,7 +441,7 @@ def test_a_file_that_is_no_bundle_is_told_before_torch_is_loaded(
 
 
 def test_a_bundle_with_a_changed_weight_is_never_served(folder: Path) -> None:
-    """Torch is imported while its weights are read, but nothing is computed with them."""
+    """It is told once torch is imported, and nothing is computed with it."""
     content = bytearray(Path(DEFAULT_BUNDLE).read_bytes())
     content[-1000] ^= 1
     path = folder / "damaged.safetensors"
