@@ -144,14 +144,14 @@ def exchange(sock: socket.socket, data: bytes) -> list[bytes]:
 
 
 def read_lines(sock: socket.socket, count: int | None = None) -> list[bytes]:
-    """Return the next ``count`` lines from ``sock``, or all until its end."""
+    """Return the next ``count`` lines from ``sock`` and leave the others, or all until its end."""
     reader = LineReader(max_line=MAX_LINE)
     lines: list[bytes] = []
     while count is None or len(lines) < count:
-        data = sock.recv(4096)
-        if not data:
+        waiting = sock.recv(4096, socket.MSG_PEEK)
+        if not waiting:
             break
-        reader.feed(data)
+        reader.feed(sock.recv(waiting.find(b"\n") + 1 or len(waiting)))
         while (line := reader.next_line()) is not None:
             lines.append(line.data)
     return lines
