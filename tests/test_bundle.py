@@ -412,6 +412,7 @@ def test_a_bundle_larger_than_the_memory_is_refused(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert str(path) in done.stdout
+    assert done.stdout.endswith("there is not enough memory for it\n")
 
 
 def test_a_path_that_no_file_can_have_is_refused() -> None:
@@ -552,26 +553,3 @@ def test_tensors_may_neither_overlap_nor_leave_a_gap(edited: Callable[..., str])
     assert "overlap" in edited(lambda tensors, _: tensors.update(twin=twin))
     assert "gap" in edited(lambda tensors, _: tensors.pop("weights"))
     assert "3 bytes follow" in edited(lambda *_: None, b"abc")
-
-
-def test_a_file_that_does_not_fit_into_memory_is_told(folder: Path) -> None:
-    """Not as a file that cannot be read, and without a try to fill all there is."""
-    with (folder / "large").open("wb") as file:
-        file.truncate(2**31)  # which takes no place on the disk
-    program = (
-        "import resource, sys\n"
-        "from swiprd.bundle import BundleError, read_bundle\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\n"
-        "try:\n"
-        "    read_bundle(sys.argv[1])\n"
-        "except BundleError as error:\n"
-        "    print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, folder / "large"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert done.stdout.endswith("there is not enough memory for it\n"), done.stdout
