@@ -21,6 +21,7 @@ from bench.cold import cold_starts
 from bench.engines import BF16_ENGINE, ENGINES, MATMULS
 from bench.material import Material
 from bench.measures import (
+    Stolen,
     client_latency,
     growth,
     latency,
@@ -90,6 +91,7 @@ def _measure(
     pictures = {name: material.picture(*size) for name, size in PICTURES.items()}
     usual = pictures["1080x1350"]
     results: dict[str, Any] = {"machine": _machine(threads, has_bf16=has_bf16), "quick": quick}
+    stolen = Stolen()
     empty = folder / "no-forms"
     serve = ["--model", str(material.bundle), "--cache-dir"]
     two = ["--workers", "2", "--threads", "1"]
@@ -121,7 +123,7 @@ def _measure(
         names = (*ENGINES, BF16_ENGINE) if has_bf16 else ENGINES
         engines = [keep(EngineAlone(name, threads, material, folder)) for name in names]
 
-        say("matrix multiplication")
+        stolen.begin("matrix multiplication")
         with contextlib.ExitStack() as multiplying:
             multipliers = []
             for name in MATMULS if has_bf16 else MATMULS[:1]:
@@ -131,42 +133,44 @@ def _measure(
 
         results["latency"] = {}
         for (name, picture), rounds in zip(pictures.items(), (40, 15), strict=True):
-            say(f"one request, {name}")
+            stolen.begin(f"one request, {name}")
             rounds = 2 if quick else rounds
             results["latency"][name] = latency(engines, services, rounds, picture)
-        say("one request, with a client process")
+        stolen.begin("one request, with a client process")
         results["client latency"] = client_latency(services, 2 if quick else 25, usual)
 
         seconds, rounds = (4.0, 1) if quick else (5.0, 3)
-        say("many clients, over connections")
+        stolen.begin("many clients, over connections")
         connected = [service for service in services if service.address is not None]
         results["throughput"] = throughput(
             connected, CLIENTS, seconds, rounds, usual, by=load.by_connections
         )
-        say("many clients, a process a request")
+        stolen.begin("many clients, a process a request")
         called = [service for service in services if service.client is not None]
         # Longer, for the first answer of each caller does not count.
         results["client throughput"] = throughput(
             called, CALLERS, 2 * seconds, rounds, usual, by=load.by_processes
         )
-        say("growth with the picture")
+        stolen.begin("growth with the picture")
         by_size = {size: material.picture_of(size) for size in MEGAPIXELS}
         grown = [s for s in services if s.name in ("script service", SWIPR)]
         results["growth"] = growth([engines[1]], grown, by_size, 1 if quick else 5)
-        say("client processes")
+        stolen.begin("client processes")
         (daemon,) = (service for service in services if service.name == SWIPR)
         results["client starts"] = starts(daemon, 3 if quick else 40)
-    say("cold starts")
+    stolen.begin("cold starts")
     daemons = {SWIPR: [*serve, str(material.cache)], "swipr, eager": [*serve, str(empty)]}
     wholes, parts = cold_starts(daemons, material, folder, 1 if quick else 7, usual)
     results["cold start"] = {"whole": wholes, "parts": parts}
-    say("memory, one service at a time")
+    stolen.begin("memory, one service at a time")
     results["memory"] = {name: _memory(start(), usual) for name, start in starters.items()}
     # The connection that saw the model loaded may not be gone yet when as many as are allowed come.
     idle = ["--idle-timeout", str(IDLE_SECONDS), "--max-per-user", str(CLIENTS[-1] + 1)]
     results["idle memory"] = _idle_memory(
         swipr(SWIPR, "compiled fp32", idle, material.cache), usual
     )
+    stolen.end()
+    results["stolen"] = stolen.shares
     results["minutes"] = round((time.monotonic() - began) / 60, 1)
     return results
 

@@ -24,8 +24,43 @@ Samples = dict[str, list[float]]
 
 
 def say(words: str) -> None:
-    """Tell who waits what is being measured."""
+    """Tell who waits what is being done."""
     print(f"{time.strftime('%H:%M:%S')} {words}", file=sys.stderr, flush=True)
+
+
+class Stolen:
+    """How much of the processors' time the host gave to others, a measurement at a time.
+
+    Attributes:
+        shares: by measurement, in percent of the time in which something here could have run.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is being measured yet."""
+        self.shares: dict[str, float] = {}
+        self._name = ""
+        self._before = (0, 0)
+
+    def begin(self, name: str) -> None:
+        """End the measurement before, and tell who waits that this one begins."""
+        self.end()
+        say(name)
+        self._name, self._before = name, _ran_and_stolen()
+
+    def end(self) -> None:
+        """End the measurement, if there is one."""
+        if self._name:
+            now = _ran_and_stolen()
+            ran, stolen = (after - before for after, before in zip(now, self._before, strict=True))
+            self.shares[self._name] = 100 * stolen / max(ran + stolen, 1)
+            self._name = ""
+
+
+def _ran_and_stolen() -> tuple[int, int]:
+    """Return clock ticks since the machine started, of all processors: see proc_stat(5)."""
+    with open("/proc/stat") as stat:
+        user, nice, system, _, _, irq, softirq, steal = map(int, stat.readline().split()[1:9])
+    return user + nice + system + irq + softirq, steal
 
 
 # --- one request ---------------------------------------------------------------------------------

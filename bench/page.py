@@ -42,6 +42,14 @@ def _sections(results: Mapping[str, Any]) -> Iterable[str]:
         [[g.aim, g.wanted, g.measured, "" if g.met is None else "met" if g.met else "**missed**"]
          for g in goals(results)],
     )  # fmt: skip
+    yield (
+        "How quiet the machine was meanwhile: of the time in which something here could have run,"
+        " percent that the host gave to others, what Linux calls steal.\n"
+    )
+    yield table(
+        ["while this was measured", "stolen"],
+        [[name, f"{share:.1f}"] for name, share in results["stolen"].items()],
+    )
     for name, found in results["latency"].items():
         yield f"## One request: {name}\n"
         yield "Milliseconds, over a connection that is open; engines alone without any service.\n"
