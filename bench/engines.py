@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from bench.material import Material
+from bench.subjects import SPINNING
 from swiprd.bundle import Bundle, read_bundle
 from swiprd.compiled import FormCache, this_host
 from swiprd.engines import Engine, compiled, eager
 from swiprd.model import Model
 
-ENGINES: Final = ("eager", "compiled", "onnxruntime", "openvino")
+ENGINES: Final = ("eager", "compiled", SPINNING, "onnxruntime", "openvino")
 BF16_ENGINE: Final = "compiled-bf16"
 MATMULS: Final = ("matmul-fp32", "matmul-bf16")
 MATRIX: Final = 2048
@@ -57,7 +58,7 @@ def _engine(name: str, threads: int, material: Material, bundle: Bundle) -> Engi
     match name:
         case "eager":
             return eager(bundle)
-        case "compiled" | "compiled-bf16":
+        case "compiled" | "compiled, spinning" | "compiled-bf16":
             precision = "bf16" if name.endswith("bf16") else "fp32"
             form = FormCache(str(material.cache), this_host(threads)).find(bundle.digest, precision)
             assert form is not None, f"no form in {precision} was compiled"

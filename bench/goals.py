@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bench.measures import IMPORT_TORCH
+from bench.subjects import SPINNING
 
 GFLOP: Final = 8.5
 """Of one forward pass of a ResNeXt-50 32x4d on 224 x 224 pixels, a multiplication and an addition
@@ -96,6 +97,8 @@ def goals(results: Mapping[str, Any]) -> Iterator[Goal]:
         alone["compiled"]["compute"] / best,
         1.15,
     )
+    spinning = alone[SPINNING]["compute"] / best
+    yield Goal("the same, its threads spinning as theirs do", "", f"{spinning:.2f}", None)
     cold = _medians(results["cold start"]["whole"])
     yield _at_most("cold start, to an import of torch", cold["swipr"] / cold[IMPORT_TORCH], 1.35)
     (front,) = results["idle memory"]

@@ -32,6 +32,10 @@ PYTHON: Final = sys.executable
 SWIPRD: Final = str(Path(sys.executable).parent / "swiprd")
 SWIPRCTL: Final = str(Path(sys.executable).parent / "swiprctl")
 
+SPINNING: Final = "compiled, spinning"
+"""The compiled form, its threads waiting for one another as those of other engines do by default:
+looking for work for milliseconds, where those of a worker soon sleep."""
+
 Address = str | tuple[str, int]
 
 
@@ -96,13 +100,15 @@ class EngineAlone:
     """An engine of ``bench.engines`` in a process of its own.
 
     It has the environment of a worker: what a service adds is to be seen, not what that brings.
+    What is to spin has libgomp's own number of looks for work.
     """
 
     def __init__(self, name: str, threads: int, material: Material, folder: Path) -> None:
         self.name = name
         words = [PYTHON, "-m", "bench.engines", name, str(threads), str(material.bundle.parent)]
+        looks = {"GOMP_SPINCOUNT": "300000"} if name == SPINNING else {}
         self.process = Process(
-            words, log=folder / f"{name}.log", talks=True, environment=ENVIRONMENT
+            words, log=folder / f"{name}.log", talks=True, environment=ENVIRONMENT | looks
         )
         try:
             self._read()
