@@ -11,7 +11,6 @@ import io
 import itertools
 import math
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -445,7 +444,7 @@ def test_linear_is_two_taps_between_pixels_whose_centres_are_aligned(
 
 
 def test_the_area_filter_costs_no_more_than_decoding_the_jpeg() -> None:
-    """Of photographs that fill 1080 x 1350, with one thread, both timed in turn."""
+    """Of photographs that fill 1080 x 1350, with one thread, both in turn, each at its best."""
     large = Image.new("RGB", (1080, 1350))
     with Image.open(PICTURES / "coffee.png") as photograph:
         for x, y in itertools.product(range(0, 1080, 600), range(0, 1350, 400)):
@@ -453,11 +452,12 @@ def test_the_area_filter_costs_no_more_than_decoding_the_jpeg() -> None:
     buffer = io.BytesIO()
     large.save(buffer, "JPEG", quality=85)
     data = buffer.getvalue()
-    ratios = []
-    for _ in range(11):
+    decoding, filtering = [], []
+    for _ in range(40):
         began = time.perf_counter()
         image = decode(data, RULES, max_pixels=10**7)
         decoded = time.perf_counter()
         preprocess(image, RULES)
-        ratios.append((time.perf_counter() - decoded) / (decoded - began))
-    assert statistics.median(ratios) <= 1.0
+        decoding.append(decoded - began)
+        filtering.append(time.perf_counter() - decoded)
+    assert min(filtering) <= min(decoding)

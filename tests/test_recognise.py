@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision import models
 
-from swiprd.architectures import build, torchvision_families, torchvision_names
+from swiprd.architectures import FILLERS, build, torchvision_families, torchvision_names
 from swiprd.bundle import BundleError, Preprocessing
 from swiprd.checkpoint import CheckpointError
 from swiprd.decode import decode
@@ -73,6 +74,27 @@ def test_no_two_architectures_have_the_same_names_and_shapes() -> None:
         assert shapes not in seen, f"{name} and {seen[shapes]}"
         seen[shapes] = name
     assert len(seen) >= 80
+
+
+def test_networks_that_are_built_are_not_filled_with_numbers() -> None:
+    """Which are dropped, and cost as much as all else: normal, uniform and constant ones."""
+
+    class Counted(TorchFunctionMode):
+        filled = 0
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            self.filled += func in FILLERS and result.is_meta
+            return result
+
+    with Counted() as counted:
+        for name in ("efficientnet_b0", "resnet18", "shufflenet_v2_x0_5"):
+            build(name, {})
+        assert counted.filled == 0
+        nn.Linear(3, 4, device="meta")
+    assert counted.filled > 0
 
 
 def test_the_smallest_are_of_every_family() -> None:
