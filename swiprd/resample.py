@@ -20,8 +20,11 @@ from torch.nn import functional
 
 from swiprd.geometry import Axis
 
-STRIP_BYTES: Final = 2**19
+STRIP_BYTES: Final = 2**20
 """Source pixels that are worked on at a time, in bytes; as floats four times that."""
+CHANNELS: Final = 4
+"""Of a pixel while it is worked on. The fourth has no meaning; pillow keeps pixels so, and four
+floats can be moved as one number."""
 MAX_TAPS: Final = 2**16
 """Source rows that are looked at for one piece of the output, about."""
 MAX_SCALED: Final = 2**25
@@ -110,17 +113,21 @@ def _by_sums(
     """Do what ``resample`` does; with ``turn``, to the picture whose columns are these rows."""
     across = _remembered(columns, filter, between[0])
     width = across.stop - across.first
-    count = rows.stop - rows.start
-    turned = torch.empty(width, count, 3)  # as it is when columns have become rows
-    done = 0
+    summed = []
     for piece in _pieces(rows):
         down = _remembered(piece, filter, between[1])
         for strip in _strips(down, width):
             pixels = _pixels(image, strip, across, turn=turn)
-            part = strip.sum(pixels).view(len(strip), width, 3)
-            turned[:, done : done + len(strip)] = part.transpose(0, 1)
-            done += len(strip)
-    return across.sum(turned.flatten(1)).view(len(across), count, 3).transpose(0, 1)
+            columns_as_rows = _transposed(strip.sum(pixels))
+            summed.append(_transposed(across.sum(columns_as_rows)))
+    return torch.cat(summed).view(-1, len(across), CHANNELS)[:, :, :3].contiguous()
+
+
+def _transposed(pixels: Tensor) -> Tensor:
+    """Return (rows, columns * 4) as (columns, rows * 4): a pixel is moved as one number."""
+    turned = pixels.view(torch.complex128).t()
+    # Not contiguous(), which leaves a single row as it is, with strides that cannot be viewed.
+    return turned.clone(memory_format=torch.contiguous_format).view(torch.float32)
 
 
 def _pieces(axis: Axis) -> list[Axis]:
@@ -135,18 +142,18 @@ def _pieces(axis: Axis) -> list[Axis]:
 
 def _strips(rows: Taps, width: int) -> list[Taps]:
     """Cut ``rows`` into parts whose source pixels stay in the processor's cache."""
-    count = math.ceil((rows.stop - rows.first) * width * 3 / STRIP_BYTES)
+    count = math.ceil((rows.stop - rows.first) * width * CHANNELS / STRIP_BYTES)
     return rows.split(math.ceil(len(rows) / count))
 
 
 def _pixels(image: Image.Image, rows: Taps, columns: Taps, *, turn: bool) -> Tensor:
-    """Return the part of the picture that is looked at: float32 (rows, columns * 3)."""
+    """Return the part of the picture that is looked at: float32 (rows, columns * 4)."""
     if turn:
         part = image.crop((rows.first, columns.first, rows.stop, columns.stop))
         part = part.transpose(Image.Transpose.TRANSPOSE)
     else:
         part = image.crop((columns.first, rows.first, columns.stop, rows.stop))
-    pixels = torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8)
+    pixels = torch.frombuffer(bytearray(part.tobytes("raw", "RGBX")), dtype=torch.uint8)
     return pixels.view(part.height, -1).float()
 
 

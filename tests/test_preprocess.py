@@ -243,7 +243,7 @@ def test_a_large_picture_gives_the_same_bits_in_one_piece() -> None:
 
 @pytest.mark.parametrize("name", ["chelsea", "large", "tiny", "ribbon"])
 def test_the_number_of_threads_changes_no_bit(name: str) -> None:
-    """The same pixels give the same input on every machine of a kind, with any setting."""
+    """The same pixels give the same input with any setting, which is as before afterwards."""
     with Image.open(CHELSEA) as photograph:
         images = {
             "chelsea": photograph.convert("RGB"),
@@ -255,6 +255,7 @@ def test_the_number_of_threads_changes_no_bit(name: str) -> None:
     for threads in (1, 2, 3, 8):
         torch.set_num_threads(threads)
         results.append(preprocess(images[name], RULES))
+        assert torch.get_num_threads() == threads
     torch.set_num_threads(1)
     assert all(torch.equal(result, results[0]) for result in results)
 
