@@ -113,14 +113,18 @@ def _by_sums(
     """Do what ``resample`` does; with ``turn``, to the picture whose columns are these rows."""
     across = _remembered(columns, filter, between[0])
     width = across.stop - across.first
-    summed = []
+    count = rows.stop - rows.start
+    # Made before all else: small results between large pieces would keep the heap from shrinking.
+    summed = torch.empty(count, len(across) * CHANNELS)
+    done = 0
     for piece in _pieces(rows):
         down = _remembered(piece, filter, between[1])
         for strip in _strips(down, width):
             pixels = _pixels(image, strip, across, turn=turn)
             columns_as_rows = _transposed(strip.sum(pixels))
-            summed.append(_transposed(across.sum(columns_as_rows)))
-    return torch.cat(summed).view(-1, len(across), CHANNELS)[:, :, :3].contiguous()
+            summed[done : done + len(strip)] = _transposed(across.sum(columns_as_rows))
+            done += len(strip)
+    return summed.view(count, len(across), CHANNELS)[:, :, :3].contiguous()
 
 
 def _transposed(pixels: Tensor) -> Tensor:
