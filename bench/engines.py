@@ -58,7 +58,7 @@ def _engine(name: str, threads: int, material: Material, bundle: Bundle) -> Engi
     match name:
         case "eager":
             return eager(bundle)
-        case "compiled" | "compiled, spinning" | "compiled-bf16":
+        case _ if name.startswith("compiled"):
             precision = "bf16" if name.endswith("bf16") else "fp32"
             form = FormCache(str(material.cache), this_host(threads)).find(bundle.digest, precision)
             assert form is not None, f"no form in {precision} was compiled"

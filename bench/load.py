@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from bisect import bisect_left, bisect_right
@@ -84,11 +83,12 @@ def by_processes(service: Service, clients: int, seconds: float, picture: Path) 
     threads = [threading.Thread(target=call) for _ in range(clients)]
     for thread in threads:
         thread.start()
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         time.sleep(seconds)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     if failures:
         raise failures[0]
     # Nobody asked any more once the time was over, and the first ones found an empty queue.

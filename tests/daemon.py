@@ -103,18 +103,22 @@ class Daemon:
         wait_until(lambda: self.status()["state"] == "ready", f"a worker; {self.log()}")
 
     def descriptors(self) -> int:
-        """Return how many descriptors the front has, without what it is about to close."""
-        return min(self._descriptors_soon() for _ in range(5))
+        """Return how many descriptors the front has."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def descriptors_soon(self) -> int:
+        """Return how many it has without what it is about to close."""
+        counts = []
+        for _ in range(5):
+            time.sleep(0.02)
+            counts.append(self.descriptors())
+        return min(counts)
 
     def descriptors_at_rest(self) -> int:
         """Return how many it has while it has one client."""
         with self.client() as client:
             wait_until(lambda: client.status()["connections"] == 1, "the other clients to be gone")
-            return self.descriptors()
-
-    def _descriptors_soon(self) -> int:
-        time.sleep(0.02)
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+            return self.descriptors_soon()
 
     def worker_pids(self) -> list[int]:
         """Return the processes that the daemon has started."""

@@ -38,7 +38,7 @@ def test_a_front_without_descriptors(start_daemon: StartDaemon, trial: Trial) ->
         trial.tried += 1
         with daemon.connect() as served:
             assert ask(served, b'{"op":"ping"}\n') == "pong"
-            resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (daemon.descriptors(), most))
+            resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (daemon.descriptors_soon(), most))
             with contextlib.ExitStack() as stack:
                 waiting = [stack.enter_context(daemon.connect()) for _ in range(20)]
                 for sock in waiting:
@@ -66,7 +66,7 @@ def test_a_worker_that_cannot_be_started_for_want_of_descriptors(
     _, most = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
     with daemon.client() as client:
         client.compute(CHELSEA)
-        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (daemon.descriptors() - 2, most))
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (daemon.descriptors_soon() - 2, most))
         (worker,) = daemon.worker_pids()
         os.kill(worker, signal.SIGKILL)
         wait_until(lambda: client.status()["state"] == "failed", "a failed start")
