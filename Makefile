@@ -46,13 +46,14 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PIP) --quiet --progress-bar on --editable .
 	touch $@
 
-# Beside torch, which it takes from the other environment, it has Swipr as users have it: not as a
-# tree of sources, which costs every start of Python 8 ms.
+# Beside torch, which it takes from the other environment, it has Swipr as make install puts it there:
+# not as a tree of sources, which costs every start of Python 8 ms.
 bench: $(VENV)/installed
 	test -e $(BENCH)/pyvenv.cfg || $(PYTHON) -m venv $(BENCH)
 	cd $(BENCH)/lib/python3.*/site-packages && ls -d $(abspath $(VENV))/lib/python3.*/site-packages > shared.pth
 	rm -rf build/lib  # what an older tree left there would be installed, too
 	$(BENCH)/bin/pip --disable-pip-version-check install --constraint constraints.txt --quiet '.[bench]'
+	$(BENCH)/bin/python tools/make_launcher.py
 	$(BENCH)/bin/python -m bench
 
 $(VENV)/installed-test: $(VENV)/installed

@@ -32,6 +32,7 @@ PYTHON: Final = sys.executable
 SWIPRD: Final = str(Path(sys.executable).parent / "swiprd")
 SWIPRCTL: Final = str(Path(sys.executable).parent / "swiprctl")
 
+SWIPR_BF16: Final = "swipr, bf16"
 SPINNING: Final = "compiled, spinning"
 """The compiled form, its threads waiting for one another as those of other engines do by default:
 looking for work for milliseconds, where those of a worker soon sleep."""

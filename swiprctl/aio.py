@@ -23,10 +23,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, I
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from swiprctl import protocol, session
-from swiprctl.connection import CHUNK, connect, default_socket
+from swiprctl.connection import CHUNK, connect
+from swiprctl.defaults import DEFAULT_TIMEOUT, RELOAD_TIMEOUT, default_socket
 from swiprctl.images import absolute_name, name_of, open_image
 from swiprctl.protocol import Result, SwiprError
-from swiprctl.session import DEFAULT_TIMEOUT, HOPELESS, IN_FLIGHT, RELOAD_TIMEOUT, Session
+from swiprctl.session import HOPELESS, IN_FLIGHT, Session
 
 if TYPE_CHECKING:
     from swiprctl.images import Image

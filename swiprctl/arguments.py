@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 
 import swiprctl
-from swiprctl.session import DEFAULT_TIMEOUT, MAX_TIMEOUT, RELOAD_TIMEOUT
+from swiprctl.defaults import DEFAULT_TIMEOUT, RELOAD_TIMEOUT
+from swiprctl.session import MAX_TIMEOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

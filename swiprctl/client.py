@@ -11,9 +11,10 @@ import os
 import time
 
 from swiprctl import protocol, session
-from swiprctl.connection import Connection, default_socket
+from swiprctl.connection import Connection
+from swiprctl.defaults import DEFAULT_TIMEOUT, RELOAD_TIMEOUT, default_socket
 from swiprctl.protocol import Result, SwiprError
-from swiprctl.session import DEFAULT_TIMEOUT, IN_FLIGHT, RELOAD_TIMEOUT
+from swiprctl.session import IN_FLIGHT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A connection to swiprd as blocking code has it: where the socket is, and how one waits on it."""
+"""A connection to swiprd as blocking code has it, and how one waits on it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import struct
 import time
 
 from swiprctl import session
+from swiprctl.defaults import SYSTEM_SOCKET
 from swiprctl.protocol import SwiprError
 from swiprctl.session import Session
 
@@ -17,26 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, Final
 
-SYSTEM_SOCKET: Final = "/run/swipr/swipr.sock"
 CHUNK: Final = 65536
 """Bytes received at a time."""
-
-
-def default_socket() -> str:
-    """Return where the daemon is expected to listen.
-
-    ``$SWIPR_SOCKET``, else the user's own ``$XDG_RUNTIME_DIR/swipr/swipr.sock`` where that exists,
-    else ``/run/swipr/swipr.sock``.
-    """
-    named = os.environ.get("SWIPR_SOCKET")
-    if named:
-        return named
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime:
-        own = os.path.join(runtime, "swipr", "swipr.sock")
-        if os.path.exists(own):
-            return own
-    return SYSTEM_SOCKET
 
 
 class Connection:

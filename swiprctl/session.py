@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, Final
 
-DEFAULT_TIMEOUT: Final = 15.0
-"""Seconds for one call: the daemon's own deadline for an image (10 s) and a little."""
-RELOAD_TIMEOUT: Final = 150.0
-"""Seconds for a reload: the daemon's own deadline for loading a model (120 s) and a little."""
 MAX_TIMEOUT: Final = 86400.0
 """Seconds that one call may be given at most: a day."""
 RETRY_PAUSE: Final = 1.0

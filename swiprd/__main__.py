@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import swiprctl
-from swiprctl.connection import SYSTEM_SOCKET
+from swiprctl.defaults import SYSTEM_SOCKET
 from swiprd.config import SETTINGS, Config, ConfigError, load_config, usual_cache, usual_file
 from swiprd.daemon import SIGNALS, Daemon
 from swiprd.detach import DetachError, PidFile, check_syslog, detach, open_log

@@ -21,8 +21,8 @@ import pytest
 import swiprctl.__main__
 import swiprctl.terminal
 import swiprd.__main__
-from swiprctl.connection import SYSTEM_SOCKET
-from swiprctl.session import DEFAULT_TIMEOUT, MAX_TIMEOUT, RELOAD_TIMEOUT
+from swiprctl.defaults import DEFAULT_TIMEOUT, RELOAD_TIMEOUT, SYSTEM_SOCKET
+from swiprctl.session import MAX_TIMEOUT
 from swiprd.config import (
     DEFAULT_FILE,
     SETTINGS,
@@ -61,7 +61,7 @@ needs_groff = pytest.mark.skipif(
 
 
 MODULES: Final = {
-    "swiprctl": ("swiprctl.__main__", "swiprctl.connection", "swiprctl.commands.progress"),
+    "swiprctl": ("swiprctl.commands", "swiprctl.defaults", "swiprctl.commands.progress"),
     "swiprd": (
         "swiprd.__main__",
         "swiprd.commands",

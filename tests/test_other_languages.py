@@ -16,7 +16,7 @@ from typing import IO, Final
 import pytest
 
 from swiprctl import protocol
-from swiprctl.connection import SYSTEM_SOCKET
+from swiprctl.defaults import SYSTEM_SOCKET
 from swiprctl.terminal import NO_ANSWER_CODES
 from tests.daemon import CHELSEA, SWIPRCTL, Daemon
 from tests.peer import Behaviour, Peer, Talk, closes_without_answer, full_backlog

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = {
     "swiprctl.protocol": 0,
+    "swiprctl.defaults": 0,
     "swiprd": 0,
     "swiprctl.images": 1,
     "swiprctl.session": 1,
@@ -24,6 +25,7 @@ FLOORS = {
     "swiprctl.aio": 3,
     "swiprctl": 5,
     "swiprctl.terminal": 1,
+    "swiprctl.quick": 2,
     "swiprctl.commands.formats": 2,
     "swiprctl.commands.find": 2,
     "swiprctl.commands.progress": 2,
@@ -31,7 +33,7 @@ FLOORS = {
     "swiprctl.commands.compute": 6,
     "swiprctl.commands.report": 6,
     "swiprctl.commands.status": 5,
-    "swiprctl.commands": 0,
+    "swiprctl.commands": 7,
     "swiprd.config": 1,
     "swiprd.systemd": 1,
     "swiprd.lock": 1,

@@ -682,7 +682,10 @@ def test_a_staged_install_touches_nothing_else(folder: Path) -> None:
         assert files(machine) == before
         staged = machine.root / "srv/stage"
         assert (staged / "usr/local/bin/swiprctl").readlink() == Path("/opt/swipr/bin/swiprctl")
-        assert (staged / "opt/swipr/bin/swiprd").read_text().startswith("#!/opt/swipr/bin/python")
+        for command in ("swiprctl", "swiprd"):
+            script = (staged / "opt/swipr/bin" / command).read_text()
+            assert script.startswith("#!/opt/swipr/bin/python")
+            assert "/srv/stage" not in script
         assert "/srv/stage" not in (staged / "opt/swipr/pyvenv.cfg").read_text()
         assert (staged / "etc/swipr/swiprd.toml").exists()
     finally:

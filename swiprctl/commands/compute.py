@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from swiprctl.commands import formats
 from swiprctl.commands.scoring import Scoring
+from swiprctl.defaults import DEFAULT_TIMEOUT, RELOAD_TIMEOUT
 from swiprctl.protocol import SwiprError
-from swiprctl.session import DEFAULT_TIMEOUT, RELOAD_TIMEOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

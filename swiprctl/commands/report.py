@@ -12,8 +12,8 @@ import urllib.parse
 import swiprctl
 from swiprctl.commands.formats import other_labels
 from swiprctl.commands.scoring import Scoring
+from swiprctl.defaults import RELOAD_TIMEOUT
 from swiprctl.protocol import SwiprError
-from swiprctl.session import RELOAD_TIMEOUT
 from swiprctl.terminal import FAILED, NotWritten, in_words, status_of, tell
 
 TYPE_CHECKING = False
