@@ -25,7 +25,6 @@ from bench.measures import (
     client_latency,
     growth,
     latency,
-    matmul,
     memory,
     say,
     starts,
@@ -126,19 +125,15 @@ def _measure(
         names = (*ENGINES, BF16_ENGINE) if has_bf16 else ENGINES
         engines = [keep(EngineAlone(name, threads, material, folder)) for name in names]
 
-        stolen.begin("matrix multiplication")
-        with contextlib.ExitStack() as multiplying:
-            multipliers = []
-            for name in MATMULS if has_bf16 else MATMULS[:1]:
-                multipliers.append(EngineAlone(name, threads, material, folder))
-                multiplying.callback(multipliers[-1].process.end)
-            results["matmul"] = matmul(multipliers, 2 if quick else 20, usual)
+        matmuls = MATMULS if has_bf16 else MATMULS[:1]
+        multipliers = [keep(EngineAlone(name, threads, material, folder)) for name in matmuls]
 
         results["latency"] = {}
         for (name, picture), rounds in zip(pictures.items(), (40, 15), strict=True):
             stolen.begin(f"one request, {name}")
-            rounds = 2 if quick else rounds
-            results["latency"][name] = latency(engines, services, rounds, picture)
+            results["latency"][name] = latency(
+                engines, services, multipliers, 2 if quick else rounds, picture
+            )
         stolen.begin("one request, with a client process")
         results["client latency"] = client_latency(services, 2 if quick else 25, usual)
 
@@ -170,15 +165,7 @@ def _measure(
     results["cold start"] = {"whole": wholes, "parts": parts}
     stolen.begin("memory, one service at a time")
     results["memory"] = {name: _memory(start(), usual) for name, start in starters.items()}
-    # The connection that saw the model loaded may not be gone yet when as many as are allowed come.
-    idle = [
-        "--precision",
-        "fp32",
-        "--idle-timeout",
-        str(IDLE_SECONDS),
-        "--max-per-user",
-        str(CLIENTS[-1] + 1),
-    ]
+    idle = [*fp32, "--idle-timeout", str(IDLE_SECONDS)]
     results["idle memory"] = _idle_memory(
         swipr(SWIPR, "compiled fp32", idle, material.cache), usual
     )

@@ -71,9 +71,12 @@ def goals(results: Mapping[str, Any]) -> Iterator[Goal]:
             by_processes[SWIPR_BF16] / by_processes[script],
             3,
         )
-        limit = max(results["matmul"]["matmul-bf16"])
+        speeds = usual["matmul"]["matmul-bf16"]
         reached = GFLOP / (alone["compiled-bf16"]["compute"] / 1000)
-        yield _at_least("bf16, of the speed of torch.matmul", reached / limit, 0.8)
+        yield _at_least(
+            "bf16, of the speed of torch.matmul", reached / statistics.median(speeds), 0.8
+        )
+        yield Goal("the same, of its best", "", f"{reached / max(speeds):.2f}", None)
     else:
         for aim, bound in (
             ("latency", 2.5),

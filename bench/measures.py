@@ -67,12 +67,22 @@ def _ran_and_stolen() -> tuple[int, int]:
 
 
 def latency(
-    engines: Sequence[EngineAlone], services: Sequence[Service], rounds: int, picture: Path
+    engines: Sequence[EngineAlone],
+    services: Sequence[Service],
+    multipliers: Sequence[EngineAlone],
+    rounds: int,
+    picture: Path,
 ) -> dict[str, Any]:
-    """Return milliseconds of one request: of engines their parts, of services the whole."""
+    """Return milliseconds of one request: of engines their parts, of services the whole.
+
+    Beside them, how fast torch multiplies matrices, in GFLOP/s.
+    """
     parts: dict[str, Samples] = {engine.name: defaultdict(list) for engine in engines}
     wholes: Samples = defaultdict(list)
+    speeds: Samples = defaultdict(list)
     for _ in range(rounds):
+        for multiplier in multipliers:
+            speeds[multiplier.name].extend(multiplier.ask(TURN, picture)[1:])
         for engine in engines:
             for measured in engine.ask(TURN, picture)[1:]:
                 for part, ms in measured.items():
@@ -80,7 +90,7 @@ def latency(
         for service in services:
             if service.address is not None:
                 wholes[service.name].extend(service.ask(TURN, picture)[1:])
-    return {"engines": parts, "services": wholes}
+    return {"engines": parts, "services": wholes, "matmul": speeds}
 
 
 def client_latency(services: Sequence[Service], rounds: int, picture: Path) -> Samples:
@@ -91,15 +101,6 @@ def client_latency(services: Sequence[Service], rounds: int, picture: Path) -> S
             if service.client is not None:
                 taken[service.name].extend([service.run_client(picture) for _ in range(TURN)][1:])
     return taken
-
-
-def matmul(multipliers: Sequence[EngineAlone], rounds: int, picture: Path) -> Samples:
-    """Return how fast torch multiplies matrices, in GFLOP/s."""
-    found: Samples = defaultdict(list)
-    for _ in range(rounds):
-        for multiplier in multipliers:
-            found[multiplier.name].extend(multiplier.ask(10, picture)[1:])
-    return found
 
 
 def growth(
@@ -133,18 +134,20 @@ def throughput(
     by: Callable[[Service, int, float, Path], load.Loaded],
 ) -> dict[str, dict[int, dict[str, list[float]]]]:
     """Return answers a second of each round, and all waits, by clients at the same time."""
-    services = list(services)
+    services, counts = list(services), list(counts)
     found: dict[str, dict[int, dict[str, list[float]]]] = {
         service.name: {count: defaultdict(list) for count in counts} for service in services
     }
     for _ in range(rounds):
-        for count in counts:
-            for service in services:
+        for service in services:
+            for count in counts:
                 loaded = by(service, count, seconds, picture)
                 cell = found[service.name][count]
                 cell["rate"].append(loaded.rate)
                 cell["waits"].extend(loaded.waits)
                 cell["before"].extend(loaded.before)
+        # What is compared most closely is one service under many clients and under few.
+        counts.reverse()
     return found
 
 

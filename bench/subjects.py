@@ -33,6 +33,8 @@ SWIPRD: Final = str(Path(sys.executable).parent / "swiprd")
 SWIPRCTL: Final = str(Path(sys.executable).parent / "swiprctl")
 
 SWIPR_BF16: Final = "swipr, bf16"
+MAX_PER_USER: Final = 128
+"""Connections: 64 come while as many of the load before may not be gone yet."""
 SPINNING: Final = "compiled, spinning"
 """The compiled form, its threads waiting for one another as those of other engines do by default:
 looking for work for milliseconds, where those of a worker soon sleep."""
@@ -269,7 +271,7 @@ def start_swipr(
     """Start the daemon and return once it has loaded its model, on the ``engine`` that is meant."""
     address = str(folder / f"{name}.sock")
     words = [SWIPRD, "--socket", address, "--model", str(material.bundle)]
-    words += ["--cache-dir", str(cache), *settings]
+    words += ["--cache-dir", str(cache), "--max-per-user", str(MAX_PER_USER), *settings]
     process = Process(words, log=folder / f"{name}.log")
     client = [SWIPRCTL, "compute"]
     service = Service(name, process, address=address, wire=LINES, client=client)

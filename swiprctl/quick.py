@@ -21,18 +21,17 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 _PONG: Final = b'{"id":1,"pong":true}\n'
-_RESULT: Final = b'{"id":1,"scores":['
 _MARKS: Final = (
-    b'],"labels":["',
-    b'"],"model":"',
-    b'","engine":"',
-    b'","precision":"',
-    b'","ms":',
-    b',"decode_ms":',
-    b"}\n",
+    '{"id":1,"scores":[',
+    '],"labels":["',
+    '"],"model":"',
+    '","engine":"',
+    '","precision":"',
+    '","ms":',
+    ',"decode_ms":',
+    "}\n",
 )
-"""What follows each value of a result, in ``protocol.encode_result``'s order."""
-_OF_NUMBERS: Final = b"0123456789.e-,"
+"""What stands around the values of a result, as ``protocol.encode_result`` writes it."""
 _CHUNK: Final = 65536
 """Bytes received at a time, and of a reply at most."""
 
@@ -67,7 +66,7 @@ def _compute(path: str) -> int | None:
         return None
     try:
         name = os.path.abspath(path)
-        if not name.isascii() or not name.isprintable() or '"' in name or "\\" in name:
+        if not _is_plain(name):
             return None
         # O_NONBLOCK: a FIFO without a writer must not hang us.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -81,34 +80,55 @@ def _compute(path: str) -> int | None:
         os.close(fd)
     if reply is None:
         return None
-    scores = usual_scores(reply)
-    if scores is None:
-        scores = _scores_in_full(reply, path)
+    scores = usual_scores(reply) or _scores_in_full(reply, path)
     write(",".join(f"{score:.6f}" for score in scores) + "\n")
     return DONE
 
 
-def usual_scores(reply: bytes) -> Sequence[float] | None:
-    """Return the scores in a reply, its newline included; None: it is not of the usual form."""
-    # Without a backslash, every quotation mark begins or ends a string.
-    if b"\\" in reply or not reply.isascii() or not reply.startswith(_RESULT):
+def usual_scores(reply: bytes) -> list[float] | None:
+    """Return the scores in a reply, its newline included; None: it is not as the usual ones are.
+
+    What it takes, ``protocol`` takes as well, for the same scores.
+    """
+    values = _between_marks(reply.decode("ascii")) if reply.isascii() else []
+    if not values:
         return None
-    rest = reply[len(_RESULT) :]
-    values = []
-    for mark in _MARKS:
-        value, found, rest = rest.partition(mark)
-        if not found:
-            return None
-        values.append(value)
-    scores, labels, *_, ms, decode_ms = values
-    numbers = b",".join((scores, ms, decode_ms))
-    if rest or numbers.translate(None, _OF_NUMBERS) or labels.count(b'","') != scores.count(b","):
+    scores, labels, model, engine, precision, ms, decode_ms = values
+    score_texts, label_texts = scores.split(","), labels.split('","')
+    if len(score_texts) != len(label_texts):
+        return None
+    if not all(map(_is_plain, (*label_texts, model, engine, precision))):
         return None
     try:
-        *found_scores, _, _ = map(float, numbers.split(b","))
+        *found, _, _ = map(_number, (*score_texts, ms, decode_ms))
     except ValueError:
         return None
-    return found_scores
+    return found
+
+
+def _between_marks(text: str) -> list[str]:
+    """Return what stands between the marks; nothing where they are not there, or not all."""
+    values = []
+    for mark in _MARKS:
+        value, found, text = text.partition(mark)
+        if not found:
+            return []
+        values.append(value)
+    before, *values = values
+    return [] if before or text else values
+
+
+def _is_plain(text: str) -> bool:
+    """Whether ``text`` stands in JSON as it is."""
+    return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    # The shortest form, which is what is written, is JSON's too, but for these.
+    if repr(number) != text or not abs(number) <= sys.float_info.max:
+        raise ValueError
+    return number
 
 
 def _ask(request: bytes, fd: int | None) -> bytes | None:

@@ -45,6 +45,26 @@ def test_every_aim_says_what_it_was_held_to() -> None:
     assert met["bf16: latency"] is None
 
 
+def test_what_computes_in_bf16_has_aims_of_its_own() -> None:
+    """Against the script service, and against multiplications of the same rounds."""
+    measured = json.loads(json.dumps(RESULTS))
+    usual = measured["latency"]["1080x1350"]
+    usual["engines"]["compiled-bf16"] = {"whole": [40.0], "compute": [25.0]}
+    usual["matmul"] = {"matmul-bf16": [390.0, 400.0, 500.0]}
+    measured["client latency"]["swipr, bf16"] = [70.0]
+    measured["client throughput"] = {
+        "script service": {16: CELL},
+        "swipr": {16: CELL},
+        "swipr, bf16": {16: CELL | {"rate": [29.0]}},
+    }
+    measured["throughput"] = RESULTS["throughput"]
+    met = {goal.aim: goal.met for goal in goals(measured)}
+    assert met["latency, script service to swipr, bf16"] is True
+    assert met["pictures a second of 16 callers, swipr, bf16"] is False
+    assert met["bf16, of the speed of torch.matmul"] is True
+    assert "bf16: latency" not in met
+
+
 CELL = {"rate": [10.0], "waits": [100.0], "before": [63.0]}
 RESULTS = {
     "latency": {
