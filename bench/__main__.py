@@ -43,6 +43,7 @@ from bench.subjects import (
 )
 from swiprd.compiled import this_host
 from swiprd.model import TOLERANCES
+from swiprd.process import ENVIRONMENT
 
 PICTURES: Final = {"1080x1350": (1080, 1350), "12 megapixels": (4000, 3000)}
 MEGAPIXELS: Final = (0.1, 0.5, 1.5, 5, 12, 24, 48)
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     # As at Ctrl-C: what was started is ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in ENVIRONMENT:  # what the shell says would hold for those that say otherwise, too
+        os.environ.pop(name, None)
     threads = len(os.sched_getaffinity(0))
     has_bf16 = this_host(threads).computes_bf16
     material = Material(args.material.absolute())

@@ -202,7 +202,7 @@ def _role(words: list[str]) -> str:
 
 
 def starts(daemon: Service, rounds: int) -> Samples:
-    """Return the milliseconds of whole processes: of our client, and of less than any other."""
+    """Return the milliseconds of whole processes: of our client, and of what others begin with."""
     taken: Samples = defaultdict(list)
     for _ in range(rounds):
         for name, words in STARTS.items():

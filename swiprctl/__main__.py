@@ -1,12 +1,13 @@
 """The command swiprctl: words in, answers out, an exit status.
 
-What is asked most is answered by ``swiprctl.quick``, all else by ``swiprctl.commands``.
+What is asked most is answered by ``swiprctl.quick``, all else by ``swiprctl.commands.run``.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 
 from swiprctl import quick
 from swiprctl.terminal import INTERRUPTED, NotWritten, in_words, status_of, tell
@@ -44,11 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
+    began = time.monotonic()
     status = quick.answer(words)
     if status is None:
-        from swiprctl import commands
+        # In tenths of a second: nothing, where nobody was asked.
+        spent = round(time.monotonic() - began, 1)
+        from swiprctl.commands import run
 
-        status = commands.run(words)
+        status = run.run(words, spent=spent)
     return status
 
 

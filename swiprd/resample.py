@@ -112,14 +112,13 @@ def _by_sums(
 ) -> Tensor:
     """Do what ``resample`` does; with ``turn``, to the picture whose columns are these rows."""
     across = _remembered(columns, filter, between[0])
-    width = across.stop - across.first
     count = rows.stop - rows.start
     # Made before all else: small results between large pieces would keep the heap from shrinking.
     summed = torch.empty(count, len(across) * CHANNELS)
     done = 0
     for piece in _pieces(rows):
         down = _remembered(piece, filter, between[1])
-        for strip in _strips(down, width):
+        for strip in _strips(down, across):
             pixels = _pixels(image, strip, across, turn=turn)
             columns_as_rows = _transposed(strip.sum(pixels))
             summed[done : done + len(strip)] = _transposed(across.sum(columns_as_rows))
@@ -144,9 +143,11 @@ def _pieces(axis: Axis) -> list[Axis]:
     ]
 
 
-def _strips(rows: Taps, width: int) -> list[Taps]:
-    """Cut ``rows`` into parts whose source pixels stay in the processor's cache."""
-    count = math.ceil((rows.stop - rows.first) * width * CHANNELS / STRIP_BYTES)
+def _strips(rows: Taps, columns: Taps) -> list[Taps]:
+    """Cut ``rows`` into parts that stay in the processor's cache, before and after the sums."""
+    height = max(rows.stop - rows.first, len(rows))
+    width = max(columns.stop - columns.first, len(columns))
+    count = math.ceil(height * width * CHANNELS / STRIP_BYTES)
     return rows.split(math.ceil(len(rows) / count))
 
 

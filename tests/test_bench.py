@@ -31,7 +31,10 @@ def test_the_results_that_are_kept_are_of_a_whole_run() -> None:
     """And have what the aims are looked up in."""
     found = json.loads((ROOT / "bench" / "results.json").read_text())
     assert not found["quick"]
-    assert {"latency", "throughput", "client throughput", "cold start", "memory"} <= set(found)
+    assert {"throughput", "client throughput", "cold start", "memory", "stolen"} <= set(found)
+    usual = found["latency"]["1080x1350"]
+    assert {"compiled", "compiled, spinning", "onnxruntime", "openvino"} <= set(usual["engines"])
+    assert "matmul-fp32" in usual["matmul"]
     text = (ROOT / "bench" / "RESULTS.md").read_text()
     assert "quick run" not in text
     assert "swipr-" not in text  # no path of the machine that it ran on

@@ -61,7 +61,7 @@ needs_groff = pytest.mark.skipif(
 
 
 MODULES: Final = {
-    "swiprctl": ("swiprctl.commands", "swiprctl.defaults", "swiprctl.commands.progress"),
+    "swiprctl": ("swiprctl.commands.run", "swiprctl.defaults", "swiprctl.commands.progress"),
     "swiprd": (
         "swiprd.__main__",
         "swiprd.commands",

@@ -298,8 +298,8 @@ for size in sys.argv[1:]:
 
 
 def test_the_memory_of_a_picture_of_48_megapixels_stays_bounded() -> None:
-    """However the pixels lie, less is needed beside them than they take in pillow, 192 MiB; as
-    floats they would take 576.
+    """However the pixels lie, a third of what they take in pillow, 192 MiB, is enough beside them;
+    as floats they would take 576.
     """
     sizes = ["8000x6000", "6000x8000", "40000x1200", "1200x40000", "48000000x1", "49000000x1"]
     done = subprocess.run(
@@ -313,7 +313,7 @@ def test_the_memory_of_a_picture_of_48_megapixels_stays_bounded() -> None:
     assert [size for size, _, _ in measured] == sizes
     for size, before, growth in measured:
         assert int(before) > 180, "the picture itself is not in the measurement"
-        assert 0 <= int(growth) <= 192, f"{size} took {growth} MiB"
+        assert 0 <= int(growth) <= 64, f"{size} took {growth} MiB"
 
 
 # --- against torchvision -------------------------------------------------------------------------

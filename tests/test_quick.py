@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -222,7 +223,9 @@ def test_a_daemon_that_restarts_is_asked_once_more(
     with Peer(folder, closes_without_answer, replies(lambda number: USUAL)) as peer:
         at.setenv("SWIPR_SOCKET", peer.path)
         assert said(capfd, "compute", str(CHELSEA)) == (0, "0.250000,0.750000\n", "")
-        assert [request.message for request in peer.requests] == 2 * [peer.requests[0].message]
+        first, second = (request.message for request in peer.requests)
+        assert first["path"] == second["path"] == str(CHELSEA)
+        assert first["timeout_ms"] - 5000 < second["timeout_ms"] <= first["timeout_ms"]
         assert peer.requests[0].images == [CHELSEA.read_bytes()] == peer.requests[1].images
 
 
@@ -243,13 +246,32 @@ def test_no_answer_is_waited_for_once(
         assert len(peer.requests) == 1
 
 
+def test_the_whole_client_has_what_is_left_of_the_time(
+    folder: Path, at: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where a daemon goes late, and its successor says nothing."""
+
+    def goes_late(talk: Talk) -> None:
+        next(talk.requests())
+        time.sleep(1)
+
+    at.setattr(quick, "DEFAULT_TIMEOUT", 1.5)
+    at.setattr("swiprctl.commands.run.DEFAULT_TIMEOUT", 1.5)
+    with Peer(folder, goes_late, never_answers) as peer:
+        at.setenv("SWIPR_SOCKET", peer.path)
+        began = time.monotonic()
+        assert said(capfd, "ping")[:2] == (3, "")
+        assert 1.4 < time.monotonic() - began < 2.4
+        assert len(peer.requests) == 2
+
+
 def test_a_daemon_without_room_is_waited_for(
     folder: Path, at: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """By the whole client, which can."""
     with full_backlog(folder) as path:
         at.setenv("SWIPR_SOCKET", path)
-        at.setattr("swiprctl.commands.DEFAULT_TIMEOUT", 0.25)
+        at.setattr("swiprctl.commands.run.DEFAULT_TIMEOUT", 0.25)
         assert said(capfd, "ping")[:2] == (3, "")
 
 

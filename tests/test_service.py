@@ -686,6 +686,8 @@ def test_a_staged_install_touches_nothing_else(folder: Path) -> None:
             script = (staged / "opt/swipr/bin" / command).read_text()
             assert script.startswith("#!/opt/swipr/bin/python")
             assert "/srv/stage" not in script
+            # It is asked for one picture at a time, and has no use for the site module.
+            assert script.partition("\n")[0].endswith(" -IS") is (command == "swiprctl")
         assert "/srv/stage" not in (staged / "opt/swipr/pyvenv.cfg").read_text()
         assert (staged / "etc/swipr/swiprd.toml").exists()
     finally:
