@@ -13,7 +13,7 @@ import sys
 import time
 
 from swiprctl.defaults import DEFAULT_TIMEOUT, default_socket
-from swiprctl.terminal import DONE, write
+from swiprctl.terminal import DONE, write, write_tuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _compute(path: str) -> int | None:
     if reply is None:
         return None
     scores = usual_scores(reply) or _scores_in_full(reply, path)
-    write(",".join(f"{score:.6f}" for score in scores) + "\n")
+    write_tuple(scores)
     return DONE
 
 
@@ -144,7 +144,10 @@ def _ask(request: bytes, fd: int | None) -> bytes | None:
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         connection.settimeout(DEFAULT_TIMEOUT)
         connection.connect(path)
-        rights = [] if fd is None else [_rights(fd)]
+        rights = []
+        if fd is not None:
+            number = fd.to_bytes(4, sys.byteorder)
+            rights.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, number))
         if connection.sendmsg([request], rights) < len(request):
             return None
         reply = b""
@@ -164,12 +167,6 @@ def _ask(request: bytes, fd: int | None) -> bytes | None:
     finally:
         if connection is not None:
             connection.close()
-
-
-def _rights(fd: int) -> tuple[int, int, bytes]:
-    import _socket
-
-    return _socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder)
 
 
 def _in_full(reply: bytes) -> dict[str, Any]:

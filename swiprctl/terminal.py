@@ -7,6 +7,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Final
 
     from swiprctl.protocol import SwiprError
@@ -57,6 +58,15 @@ def write(text: str) -> None:
         if isinstance(error, BrokenPipeError):
             raise NotWritten(NO_READER, None) from None
         raise NotWritten(FAILED, error.strerror) from None
+
+
+def write_tuple(scores: Iterable[float]) -> None:
+    """Write the scores of one image, as the script service had them, to standard output.
+
+    Raises:
+        NotWritten: nobody takes them.
+    """
+    write(",".join(f"{score:.6f}" for score in scores) + "\n")
 
 
 def encoded(text: str) -> bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 from bench.goals import goals
 from bench.load import loaded
@@ -50,17 +52,12 @@ def test_every_aim_says_what_it_was_held_to() -> None:
 
 def test_what_computes_in_bf16_has_aims_of_its_own() -> None:
     """Against the script service, and against multiplications of the same rounds."""
-    measured = json.loads(json.dumps(RESULTS))
+    measured: dict[str, Any] = copy.deepcopy(RESULTS)
     usual = measured["latency"]["1080x1350"]
     usual["engines"]["compiled-bf16"] = {"whole": [40.0], "compute": [25.0]}
     usual["matmul"] = {"matmul-bf16": [390.0, 400.0, 500.0]}
     measured["client latency"]["swipr, bf16"] = [70.0]
-    measured["client throughput"] = {
-        "script service": {16: CELL},
-        "swipr": {16: CELL},
-        "swipr, bf16": {16: CELL | {"rate": [29.0]}},
-    }
-    measured["throughput"] = RESULTS["throughput"]
+    measured["client throughput"]["swipr, bf16"] = {16: CELL | {"rate": [29.0]}}
     met = {goal.aim: goal.met for goal in goals(measured)}
     assert met["latency, script service to swipr, bf16"] is True
     assert met["pictures a second of 16 callers, swipr, bf16"] is False

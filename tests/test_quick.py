@@ -134,12 +134,6 @@ def both(capfd: pytest.CaptureFixture[str], *words: str) -> list[tuple[int, str,
     ]
 
 
-@pytest.fixture
-def at(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Where SWIPR_SOCKET can be set."""
-    return monkeypatch
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -155,11 +149,11 @@ def at(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_a_daemon_is_asked_the_same(
     daemon: Daemon,
     words: tuple[str, ...],
-    at: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Scores, and what is wrong with an image."""
-    at.setenv("SWIPR_SOCKET", daemon.path)
+    monkeypatch.setenv("SWIPR_SOCKET", daemon.path)
     quickly, fully = both(capfd, *words)
     assert quickly == fully
 
@@ -193,23 +187,23 @@ def test_what_is_no_usual_reply_is_told_the_same(
     folder: Path,
     behave: Behaviour,
     words: tuple[str, ...],
-    at: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """By its exit status and in words."""
     with Peer(folder, behave) as peer:
-        at.setenv("SWIPR_SOCKET", peer.path)
+        monkeypatch.setenv("SWIPR_SOCKET", peer.path)
         quickly, fully = both(capfd, *words)
     assert quickly == fully
     assert words == ("ping",) or quickly[0] != 0
 
 
 def test_an_error_is_not_asked_for_twice(
-    folder: Path, at: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What the daemon has said counts, though it is not the usual."""
     with Peer(folder, MALFORMED["an error"]) as peer:
-        at.setenv("SWIPR_SOCKET", peer.path)
+        monkeypatch.setenv("SWIPR_SOCKET", peer.path)
         status, out, err = said(capfd, "compute", str(CHELSEA))
         assert (status, out) == (1, "")
         assert err == f"swiprctl: {CHELSEA}: told to (not_an_image)\n"
@@ -217,11 +211,11 @@ def test_an_error_is_not_asked_for_twice(
 
 
 def test_a_daemon_that_restarts_is_asked_once_more(
-    folder: Path, at: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As by the whole client, to which it is left."""
     with Peer(folder, closes_without_answer, replies(lambda number: USUAL)) as peer:
-        at.setenv("SWIPR_SOCKET", peer.path)
+        monkeypatch.setenv("SWIPR_SOCKET", peer.path)
         assert said(capfd, "compute", str(CHELSEA)) == (0, "0.250000,0.750000\n", "")
         first, second = (request.message for request in peer.requests)
         assert first["path"] == second["path"] == str(CHELSEA)
@@ -233,13 +227,13 @@ def test_a_daemon_that_restarts_is_asked_once_more(
 def test_no_answer_is_waited_for_once(
     folder: Path,
     behave: Behaviour,
-    at: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The time of one call, not of two."""
-    at.setattr(quick, "DEFAULT_TIMEOUT", 0.25)
+    monkeypatch.setattr(quick, "DEFAULT_TIMEOUT", 0.25)
     with Peer(folder, behave) as peer:
-        at.setenv("SWIPR_SOCKET", peer.path)
+        monkeypatch.setenv("SWIPR_SOCKET", peer.path)
         status, out, err = said(capfd, "compute", str(CHELSEA))
         assert (status, out) == (3, "")
         assert f"no answer from {peer.path} within 0.25 s" in err
@@ -247,7 +241,7 @@ def test_no_answer_is_waited_for_once(
 
 
 def test_the_whole_client_has_what_is_left_of_the_time(
-    folder: Path, at: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Where a daemon goes late, and its successor says nothing."""
 
@@ -255,10 +249,10 @@ def test_the_whole_client_has_what_is_left_of_the_time(
         next(talk.requests())
         time.sleep(1)
 
-    at.setattr(quick, "DEFAULT_TIMEOUT", 1.5)
-    at.setattr("swiprctl.commands.run.DEFAULT_TIMEOUT", 1.5)
+    monkeypatch.setattr(quick, "DEFAULT_TIMEOUT", 1.5)
+    monkeypatch.setattr("swiprctl.commands.run.DEFAULT_TIMEOUT", 1.5)
     with Peer(folder, goes_late, never_answers) as peer:
-        at.setenv("SWIPR_SOCKET", peer.path)
+        monkeypatch.setenv("SWIPR_SOCKET", peer.path)
         began = time.monotonic()
         assert said(capfd, "ping")[:2] == (3, "")
         assert 1.4 < time.monotonic() - began < 2.4
@@ -266,20 +260,20 @@ def test_the_whole_client_has_what_is_left_of_the_time(
 
 
 def test_a_daemon_without_room_is_waited_for(
-    folder: Path, at: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """By the whole client, which can."""
     with full_backlog(folder) as path:
-        at.setenv("SWIPR_SOCKET", path)
-        at.setattr("swiprctl.commands.run.DEFAULT_TIMEOUT", 0.25)
+        monkeypatch.setenv("SWIPR_SOCKET", path)
+        monkeypatch.setattr("swiprctl.commands.run.DEFAULT_TIMEOUT", 0.25)
         assert said(capfd, "ping")[:2] == (3, "")
 
 
 def test_a_name_that_is_not_plain_is_left_to_the_whole_client(
-    daemon: Daemon, folder: Path, at: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    daemon: Daemon, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Quotation marks, backslashes, other letters."""
-    at.setenv("SWIPR_SOCKET", daemon.path)
+    monkeypatch.setenv("SWIPR_SOCKET", daemon.path)
     expected = said(capfd, "compute", str(CHELSEA))
     assert expected[0] == 0
     for name in ('a"b', "a\\b", "käse", "a\nb"):
@@ -315,11 +309,11 @@ def test_the_library_is_not_imported(daemon: Daemon, words: list[str]) -> None:
 
 
 def test_the_request_is_the_whole_clients(
-    folder: Path, at: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Field by field, for both questions."""
     with Peer(folder, replies(lambda number: USUAL)) as peer:
-        at.setenv("SWIPR_SOCKET", peer.path)
+        monkeypatch.setenv("SWIPR_SOCKET", peer.path)
         for words in ("ping",), ("compute", str(CHELSEA)):
             both(capfd, *words)
         with Client() as client:

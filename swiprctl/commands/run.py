@@ -12,7 +12,7 @@ from swiprctl.client import Client
 from swiprctl.defaults import DEFAULT_TIMEOUT, RELOAD_TIMEOUT
 from swiprctl.protocol import SwiprError
 from swiprctl.session import SHORTEST_PAUSE
-from swiprctl.terminal import DONE, in_words, status_of, tell, write
+from swiprctl.terminal import DONE, in_words, status_of, tell, write, write_tuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def _speak_like_the_script(client: Client, path: str) -> int:
 
 
 def _compute_one(client: Client, path: str) -> int:
-    scores = client.compute(path).scores
-    write(",".join(f"{score:.6f}" for score in scores) + "\n")
+    write_tuple(client.compute(path).scores)
     return DONE
 
 
