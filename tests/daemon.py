@@ -102,6 +102,11 @@ class Daemon:
         """Return once a worker has its model loaded."""
         wait_until(lambda: self.status()["state"] == "ready", f"a worker; {self.log()}")
 
+    def all_ready(self) -> bool:
+        """Return whether every worker has its model loaded."""
+        with self.client() as client:
+            return all(worker["state"] == "ready" for worker in client.status()["workers"])
+
     def descriptors(self) -> int:
         """Return how many descriptors the front has."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
