@@ -164,7 +164,7 @@ def _measure(
         SWIPR: [*serve, str(material.cache), *fp32],
         "swipr, eager": [*serve, str(empty)],
     }
-    wholes, parts = cold_starts(daemons, material, folder, 1 if quick else 7, usual)
+    wholes, parts = cold_starts(daemons, material, folder, 1 if quick else 11, usual)
     results["cold start"] = {"whole": wholes, "parts": parts}
     stolen.begin("memory, one service at a time")
     results["memory"] = {name: _memory(start(), usual) for name, start in starters.items()}

@@ -7,6 +7,8 @@ import subprocess
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
@@ -31,25 +33,35 @@ STAGES: Final = {
 def cold_starts(
     daemons: dict[str, list[str]], material: Material, folder: Path, rounds: int, picture: Path
 ) -> tuple[Samples, dict[str, Samples]]:
-    """Return milliseconds of whole starts, and of the daemons' parts.
+    """Return milliseconds of whole starts, by round, and of the daemons' parts.
 
     Args:
-        daemons: names, and settings as flags.
+        daemons: names, and settings as flags. The first is started just before or after the
+            import of torch.
         material: what the script service serves.
         folder: for sockets and logs.
         rounds: how often.
         picture: what is asked first.
     """
-    wholes: Samples = defaultdict(list)
     parts: dict[str, Samples] = {name: defaultdict(list) for name in daemons}
+
+    def start(name: str) -> float:
+        found = _cold_start(daemons[name], folder, picture)
+        for part, ms in found.items():
+            parts[name][part].append(ms)
+        return sum(found.values())
+
+    starts: dict[str, Callable[[], float]] = {
+        IMPORT_TORCH: _import_torch,
+        **{name: partial(start, name) for name in daemons},
+        SCRIPT: lambda: _start_of_script(material, folder, picture),
+    }
+    wholes: Samples = defaultdict(list)
+    order = list(starts)
     for _ in range(rounds):
-        wholes[IMPORT_TORCH].append(_import_torch())
-        for name, settings in daemons.items():
-            found = _cold_start(settings, folder, picture)
-            wholes[name].append(sum(found.values()))
-            for part, ms in found.items():
-                parts[name][part].append(ms)
-        wholes[SCRIPT].append(_start_of_script(material, folder, picture))
+        for name in order:
+            wholes[name].append(starts[name]())
+        order.reverse()
     return wholes, parts
 
 

@@ -23,6 +23,14 @@ IMPORT_TORCH: Final = "python3 -c 'import torch'"
 Samples = dict[str, list[float]]
 
 
+def paired(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """Return the ratios of what was measured in the same round.
+
+    For measurements that take so long that the machine is another from round to round.
+    """
+    return [a / b for a, b in zip(over, under, strict=True)]
+
+
 def say(words: str) -> None:
     """Tell who waits what is being done."""
     print(f"{time.strftime('%H:%M:%S')} {words}", file=sys.stderr, flush=True)

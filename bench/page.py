@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.goals import GFLOP, USUAL, goals
-from bench.measures import IMPORT_TORCH, quantile
+from bench.measures import IMPORT_TORCH, paired, quantile
 from bench.plots import write_plots
 
 SHARES: Final = (25, 50, 75, 90, 99)
@@ -153,12 +153,12 @@ def _growth(found: Mapping[str, Any]) -> str:
 
 
 def _cold(found: Mapping[str, Any]) -> str:
-    torch = statistics.median(found["whole"][IMPORT_TORCH])
+    torch = found["whole"][IMPORT_TORCH]
     rows = [
         [
             f"`{name}`" if name == IMPORT_TORCH else name,
             spread(taken),
-            f"{statistics.median(taken) / torch:.2f}",
+            spread(paired(taken, torch), 2),
         ]
         for name, taken in found["whole"].items()
     ]
@@ -167,7 +167,7 @@ def _cold(found: Mapping[str, Any]) -> str:
         [name, *(f"{statistics.median(parts[stage]):.0f}" for stage in stages)]
         for name, parts in found["parts"].items()
     ]
-    whole = table(["", "median", "times an import of torch"], rows)
+    whole = table(["", "median", "times an import of torch in the same round"], rows)
     return whole + "\n" + table(["of which", *stages], parts)
 
 
@@ -187,12 +187,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 1) -> str:
     """Return the median and the middle half, as in ``70.1 (68.0 to 72.3)``."""
     if len(values) < 2:
-        return f"{values[0]:.1f}"
+        return f"{values[0]:.{digits}f}"
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{middle:.1f} ({low:.1f} to {high:.1f})"
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def _summed(found: Any) -> Any:
