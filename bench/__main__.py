@@ -63,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="see that all works: measures little")
     parser.add_argument(
-        "--output", type=Path, default=BENCH, metavar="DIR", help="where results go [bench]"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where results go [bench/results/bf16, or fp32 where the processor has no bf16]",
     )
     parser.add_argument(
         "--material",
@@ -83,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     material.make(threads, ("fp32", "bf16") if has_bf16 else ("fp32",))
     with tempfile.TemporaryDirectory(prefix="swipr-") as folder:
         results = _measure(Path(folder), material, threads, has_bf16=has_bf16, quick=args.quick)
-    write_results(results, args.output)
-    print(args.output / "RESULTS.md")
+    output = args.output or BENCH / "results" / ("bf16" if has_bf16 else "fp32")
+    write_results(results, output)
+    print(output / "RESULTS.md")
     return 0
 
 
@@ -132,13 +136,13 @@ def _measure(
         multipliers = [keep(EngineAlone(name, threads, material, folder)) for name in matmuls]
 
         results["latency"] = {}
-        for (name, picture), rounds in zip(pictures.items(), (40, 15), strict=True):
+        for (name, picture), rounds in zip(pictures.items(), (80, 30), strict=True):
             stolen.begin(f"one request, {name}")
             results["latency"][name] = latency(
                 engines, services, multipliers, 2 if quick else rounds, picture
             )
         stolen.begin("one request, with a client process")
-        results["client latency"] = client_latency(services, 2 if quick else 25, usual)
+        results["client latency"] = client_latency(services, 2 if quick else 40, usual)
 
         seconds, rounds = (4.0, 1) if quick else (5.0, 3)
         stolen.begin("many clients, over connections")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from bench.material import Material
-from bench.measures import IMPORT_TORCH, Samples
+from bench.measures import IMPORT_TORCH, Samples, take_turns
 from bench.script_service import ask
 from bench.subjects import BENCH, PYTHON, SWIPRD, Process
 from swiprctl import Client
@@ -43,6 +43,7 @@ def cold_starts(
         rounds: how often.
         picture: what is asked first.
     """
+    wholes: Samples = defaultdict(list)
     parts: dict[str, Samples] = {name: defaultdict(list) for name in daemons}
 
     def start(name: str) -> float:
@@ -51,17 +52,15 @@ def cold_starts(
             parts[name][part].append(ms)
         return sum(found.values())
 
+    def measure(name: str, take: Callable[[], float]) -> None:
+        wholes[name].append(take())
+
     starts: dict[str, Callable[[], float]] = {
         IMPORT_TORCH: _import_torch,
         **{name: partial(start, name) for name in daemons},
-        SCRIPT: lambda: _start_of_script(material, folder, picture),
+        SCRIPT: partial(_start_of_script, material, folder, picture),
     }
-    wholes: Samples = defaultdict(list)
-    order = list(starts)
-    for _ in range(rounds):
-        for name in order:
-            wholes[name].append(starts[name]())
-        order.reverse()
+    take_turns((partial(measure, name, take) for name, take in starts.items()), rounds)
     return wholes, parts
 
 

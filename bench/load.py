@@ -6,10 +6,15 @@ import asyncio
 import threading
 import time
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from bench.subjects import Service
+
+ROUNDS: Final = 1.5
+"""Answers to each client, at least: what is asked when one begins has gone through the queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,7 @@ class Loaded:
 
 
 def by_connections(service: Service, clients: int, seconds: float, picture: Path) -> Loaded:
-    """Load ``service`` over ``clients`` connections that stay open."""
+    """Load ``service`` over ``clients`` connections that stay open, for ``seconds`` or longer."""
     return asyncio.run(_by_connections(service, clients, seconds, picture))
 
 
@@ -50,14 +55,19 @@ async def _by_connections(service: Service, clients: int, seconds: float, pictur
             await writer.wait_closed()
 
     tasks = [asyncio.create_task(client(number)) for number in range(clients)]
+
+    async def until(reached: Callable[[], bool]) -> None:
+        while not reached():
+            await asyncio.sleep(0.05)
+            for task in tasks:
+                if task.done():
+                    await task  # it has failed
+
     # The first round finds an empty queue.
-    while len(begun) < clients:
-        await asyncio.sleep(0.01)
-        for task in tasks:
-            if task.done():
-                await task
+    await until(lambda: len(begun) == clients)
     answered.clear()
-    await asyncio.sleep(seconds)
+    enough = time.perf_counter() + seconds
+    await until(lambda: time.perf_counter() > enough and len(answered) > ROUNDS * clients)
     found = list(answered)
     # Not cancelled: some services would go on with what was asked, in the turn of the next.
     stop.set()

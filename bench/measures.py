@@ -8,15 +8,17 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from bench import load
 from bench.subjects import PYTHON, SWIPRCTL, SWIPRD, EngineAlone, Process, Service
 
-TURN: Final = 3
-"""Pictures that an engine scores in its turn; the first is not counted, for the others had the
-processor's caches before it."""
+TURN: Final = 2
+"""Pictures that are scored in one turn; the first is not counted, for the others had the
+processor's caches before it. Few, and many rounds: neighbours of a virtual machine are busy for a
+second or a few, so what is to be compared must lie close together."""
 
 IMPORT_TORCH: Final = "python3 -c 'import torch'"
 
@@ -26,9 +28,18 @@ Samples = dict[str, list[float]]
 def paired(over: Sequence[float], under: Sequence[float]) -> list[float]:
     """Return the ratios of what was measured in the same round.
 
-    For measurements that take so long that the machine is another from round to round.
+    Their median moves less than the ratio of medians, for a busy round slows both.
     """
     return [a / b for a, b in zip(over, under, strict=True)]
+
+
+def take_turns(turns: Iterable[Callable[[], None]], rounds: int) -> None:
+    """Call each of ``turns`` once a round: from the first to the last, then the other way round."""
+    order = list(turns)
+    for _ in range(rounds):
+        for turn in order:
+            turn()
+        order.reverse()
 
 
 def say(words: str) -> None:
@@ -88,26 +99,36 @@ def latency(
     parts: dict[str, Samples] = {engine.name: defaultdict(list) for engine in engines}
     wholes: Samples = defaultdict(list)
     speeds: Samples = defaultdict(list)
-    for _ in range(rounds):
-        for multiplier in multipliers:
-            speeds[multiplier.name].extend(multiplier.ask(TURN, picture)[1:])
-        for engine in engines:
-            for measured in engine.ask(TURN, picture)[1:]:
-                for part, ms in measured.items():
-                    parts[engine.name][part].append(ms)
-        for service in services:
-            if service.address is not None:
-                wholes[service.name].extend(service.ask(TURN, picture)[1:])
+
+    def multiply(multiplier: EngineAlone) -> None:
+        speeds[multiplier.name].extend(multiplier.ask(TURN, picture)[1:])
+
+    def compute(engine: EngineAlone) -> None:
+        for measured in engine.ask(TURN, picture)[1:]:
+            for part, ms in measured.items():
+                parts[engine.name][part].append(ms)
+
+    def serve(service: Service) -> None:
+        wholes[service.name].extend(service.ask(TURN, picture)[1:])
+
+    turns = [
+        *(partial(multiply, multiplier) for multiplier in multipliers),
+        *(partial(compute, engine) for engine in engines),
+        *(partial(serve, service) for service in services if service.address is not None),
+    ]
+    take_turns(turns, rounds)
     return {"engines": parts, "services": wholes, "matmul": speeds}
 
 
 def client_latency(services: Sequence[Service], rounds: int, picture: Path) -> Samples:
     """Return milliseconds of one request with a client process of its own."""
     taken: Samples = defaultdict(list)
-    for _ in range(rounds):
-        for service in services:
-            if service.client is not None:
-                taken[service.name].extend([service.run_client(picture) for _ in range(TURN)][1:])
+
+    def call(service: Service) -> None:
+        taken[service.name].extend([service.run_client(picture) for _ in range(TURN)][1:])
+
+    callers = [service for service in services if service.client is not None]
+    take_turns((partial(call, service) for service in callers), rounds)
     return taken
 
 
@@ -212,9 +233,13 @@ def _role(words: list[str]) -> str:
 def starts(daemon: Service, rounds: int) -> Samples:
     """Return the milliseconds of whole processes: of our client, and of what others begin with."""
     taken: Samples = defaultdict(list)
-    for _ in range(rounds):
-        for name, words in STARTS.items():
-            began = time.perf_counter()
-            subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=daemon.environment())
-            taken[name].append(1000 * (time.perf_counter() - began))
+
+    def start(name: str) -> None:
+        began = time.perf_counter()
+        subprocess.run(
+            STARTS[name], check=True, stdout=subprocess.DEVNULL, env=daemon.environment()
+        )
+        taken[name].append(1000 * (time.perf_counter() - began))
+
+    take_turns((partial(start, name) for name in STARTS), rounds)
     return taken

@@ -18,10 +18,11 @@ HEAD: Final = """# Results
 
 Made by `make bench`, whole and in one run, on one machine; change nothing here. In each table the
 subjects took turns, but for that of memory, where each was alone. Cells are medians; where there
-are brackets, they hold the middle half of what was measured. All have the same weights, a
-ResNeXt-50 of fast.ai 0.7, the same pictures, and as many threads as there are processors;
-"2 workers" has one in each. [README.md](README.md) says what is compared with what;
-`results.json` has the numbers.
+are brackets, they hold the middle half of what was measured. What was aimed at is held against
+medians of the ratios, or differences, of the same round. All have the same weights, a ResNeXt-50
+of fast.ai 0.7, the same pictures, and as many threads as there are processors; "2 workers" has one
+in each. [README.md](../../README.md) says what is compared with what; `results.json` has the
+numbers.
 
 """
 
@@ -167,7 +168,7 @@ def _cold(found: Mapping[str, Any]) -> str:
         [name, *(f"{statistics.median(parts[stage]):.0f}" for stage in stages)]
         for name, parts in found["parts"].items()
     ]
-    whole = table(["", "median", "times an import of torch in the same round"], rows)
+    whole = table(["", "median", "times an import of torch"], rows)
     return whole + "\n" + table(["of which", *stages], parts)
 
 

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bench.goals import goals
 from bench.load import loaded
 from bench.measures import IMPORT_TORCH, quantile
@@ -29,15 +31,18 @@ def test_a_rate_counts_what_lies_between_answers() -> None:
     assert found.before == [0, 1, 1]
 
 
-def test_the_results_that_are_kept_are_of_a_whole_run() -> None:
+@pytest.mark.parametrize("kind", ["bf16", "fp32"])
+def test_the_results_that_are_kept_are_of_a_whole_run(kind: str) -> None:
     """And have what the aims are looked up in."""
-    found = json.loads((ROOT / "bench" / "results.json").read_text())
+    folder = ROOT / "bench" / "results" / kind
+    found = json.loads((folder / "results.json").read_text())
     assert not found["quick"]
+    assert found["machine"]["bf16"] == (kind == "bf16")
     assert {"throughput", "client throughput", "cold start", "memory", "stolen"} <= set(found)
     usual = found["latency"]["1080x1350"]
     assert {"compiled", "compiled, spinning", "onnxruntime", "openvino"} <= set(usual["engines"])
     assert "matmul-fp32" in usual["matmul"]
-    text = (ROOT / "bench" / "RESULTS.md").read_text()
+    text = (folder / "RESULTS.md").read_text()
     assert "quick run" not in text
     assert "swipr-" not in text  # no path of the machine that it ran on
 
@@ -54,7 +59,7 @@ def test_what_computes_in_bf16_has_aims_of_its_own() -> None:
     """Against the script service, and against multiplications of the same rounds."""
     measured: dict[str, Any] = copy.deepcopy(RESULTS)
     usual = measured["latency"]["1080x1350"]
-    usual["engines"]["compiled-bf16"] = {"whole": [40.0], "compute": [25.0]}
+    usual["engines"]["compiled-bf16"] = {"whole": [40.0] * 3, "compute": [20.0, 25.0, 25.0]}
     usual["matmul"] = {"matmul-bf16": [390.0, 400.0, 500.0]}
     measured["client latency"]["swipr, bf16"] = [70.0]
     measured["client throughput"]["swipr, bf16"] = {16: CELL | {"rate": [29.0]}}
