@@ -27,7 +27,7 @@ def preprocess(image: Image.Image, rules: Preprocessing) -> Tensor:
     )
     with _one_thread():
         pixels = resample(image, columns, rows, rules.resample)
-        normalised = (pixels.flatten(1) / rules.scale - mean) / std
+        normalised = pixels.flatten(1).div_(rules.scale).sub_(mean).div_(std)
     return normalised.view(rules.crop, rules.crop, 3).permute(2, 0, 1).unsqueeze(0)
 
 

@@ -1,6 +1,6 @@
 """The filters that scale a picture, each to the last digit as the system that it comes from.
 
-``area``, ``linear`` and ``grid`` work on floats. Each is a weighted sum over rows, then the same
+``area``, ``linear`` and ``grid`` give floats. Each is a weighted sum over rows, then the same
 over columns, so one representation serves all three: ``Taps``. The others are pillow's, on bytes.
 """
 
@@ -10,8 +10,9 @@ import dataclasses
 import functools
 import itertools
 import math
+import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import torch
 from PIL import Image
@@ -21,10 +22,12 @@ from torch.nn import functional
 from swiprd.geometry import Axis
 
 STRIP_BYTES: Final = 2**20
-"""Source pixels that are worked on at a time, in bytes; as floats four times that."""
+"""Source pixels that are worked on at a time, in bytes."""
 CHANNELS: Final = 4
 """Of a pixel while it is worked on. The fourth has no meaning; pillow keeps pixels so, and four
 floats can be moved as one number."""
+ROW_END: Final = torch.frombuffer(bytearray(struct.pack("=2f", 1, 0)), dtype=torch.uint8)
+"""Ends each row of bytes that torch sums: what they are multiplied by, and what is added then."""
 MAX_TAPS: Final = 2**16
 """Source rows that are looked at for one piece of the output, about."""
 MAX_SCALED: Final = 2**25
@@ -120,7 +123,7 @@ def _by_sums(
         down = _remembered(piece, filter, between[1])
         for strip in _strips(down, across):
             pixels = _pixels(image, strip, across, turn=turn)
-            columns_as_rows = _transposed(strip.sum(pixels))
+            columns_as_rows = _transposed(strip.sum_bytes(pixels))
             summed[done : done + len(strip)] = _transposed(across.sum(columns_as_rows))
             done += len(strip)
     return summed.view(count, len(across), CHANNELS)[:, :, :3].contiguous()
@@ -152,14 +155,17 @@ def _strips(rows: Taps, columns: Taps) -> list[Taps]:
 
 
 def _pixels(image: Image.Image, rows: Taps, columns: Taps, *, turn: bool) -> Tensor:
-    """Return the part of the picture that is looked at: float32 (rows, columns * 4)."""
+    """Return the part that is looked at: uint8 (rows, columns * 4 + 8), with each ROW_END."""
     if turn:
         part = image.crop((rows.first, columns.first, rows.stop, columns.stop))
         part = part.transpose(Image.Transpose.TRANSPOSE)
     else:
         part = image.crop((columns.first, rows.first, columns.stop, rows.stop))
-    pixels = torch.frombuffer(bytearray(part.tobytes("raw", "RGBX")), dtype=torch.uint8)
-    return pixels.view(part.height, -1).float()
+    stride = part.width * CHANNELS + len(ROW_END)
+    packed = bytearray(part.tobytes("raw", "RGBX", stride))
+    pixels = torch.frombuffer(packed, dtype=torch.uint8).view(part.height, stride)
+    pixels[:, -len(ROW_END) :] = ROW_END
+    return pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +194,17 @@ class Taps:
         return functional.embedding_bag(
             self.indexes, rows, self.offsets, mode="sum", per_sample_weights=self.weights
         )
+
+    def sum_bytes(self, rows: Tensor) -> Tensor:
+        """Return what ``sum`` would of the bytes as floats, which are never made.
+
+        Args:
+            rows: uint8 (source rows, n + 8), each with ROW_END.
+        """
+        sums = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
+            rows, self.indexes, self.offsets, per_sample_weights=self.weights
+        )
+        return cast(Tensor, sums)
 
     def split(self, size: int) -> list[Taps]:
         """Return taps for ``size`` outputs at a time, in order."""
