@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
 import signal
@@ -17,22 +16,15 @@ from typing import Any, Final
 
 import swiprctl
 from bench import load
+from bench.batches import CLIENTS, Pictures, Subjects, measure_batches
 from bench.cold import cold_starts
 from bench.engines import BF16_ENGINE, ENGINES, MATMULS
-from bench.material import Material
-from bench.measures import (
-    Stolen,
-    client_latency,
-    growth,
-    latency,
-    memory,
-    say,
-    starts,
-    throughput,
-)
+from bench.material import USUAL, Material
+from bench.measures import Stolen, memory
 from bench.page import write_results
 from bench.subjects import (
     BENCH,
+    SWIPR,
     SWIPR_BF16,
     EngineAlone,
     Service,
@@ -42,16 +34,12 @@ from bench.subjects import (
     start_swipr,
 )
 from swiprd.compiled import this_host
-from swiprd.model import TOLERANCES
 from swiprd.process import ENVIRONMENT
 
-PICTURES: Final = {"1080x1350": (1080, 1350), "12 megapixels": (4000, 3000)}
+PICTURES: Final = {USUAL: (1080, 1350), "12 megapixels": (4000, 3000)}
 MEGAPIXELS: Final = (0.1, 0.5, 1.5, 5, 12, 24, 48)
-CLIENTS: Final = (1, 4, 16, 64)
-CALLERS: Final = (1, 16)
 IDLE_SECONDS: Final = 1
 MEMORY_PICTURES: Final = 10
-SWIPR: Final = "swipr"
 PACKAGES: Final = (
     "torch", "torchvision", "pillow", "onnxruntime", "openvino", "fastapi", "uvicorn",
     "litserve", "pyzmq",
@@ -96,16 +84,16 @@ def _measure(
     folder: Path, material: Material, threads: int, *, has_bf16: bool, quick: bool
 ) -> dict[str, Any]:
     began = time.monotonic()
-    pictures = {name: material.picture(*size) for name, size in PICTURES.items()}
-    usual = pictures["1080x1350"]
-    results: dict[str, Any] = {"machine": _machine(threads, has_bf16=has_bf16), "quick": quick}
+    named = {name: material.picture(*size) for name, size in PICTURES.items()}
+    pictures = Pictures(named, {size: material.picture_of(size) for size in MEGAPIXELS})
+    usual = named[USUAL]
     stolen = Stolen()
     empty = folder / "no-forms"
     serve = ["--model", str(material.bundle), "--cache-dir"]
     fp32 = ["--precision", "fp32"]  # otherwise the form in bf16 is taken, where there is one
     two = [*fp32, "--workers", "2", "--threads", "1"]
     swipr = partial(start_swipr, material=material, folder=folder)
-    starters: dict[str, Callable[[], Service]] = {
+    services: dict[str, Callable[[], Service]] = {
         "script service": lambda: start_script("script service", material, folder),
         SWIPR: lambda: swipr(SWIPR, "compiled fp32", fp32, material.cache),
         "swipr, eager": lambda: swipr("swipr, eager", "eager fp32", [], empty),
@@ -114,55 +102,21 @@ def _measure(
         "LitServe": lambda: start_litserve("LitServe", threads, material, folder),
     }
     if has_bf16:
-        starters[SWIPR_BF16] = lambda: swipr(
+        services[SWIPR_BF16] = lambda: swipr(
             SWIPR_BF16, "compiled bf16", ["--precision", "bf16"], material.cache
         )
-    with contextlib.ExitStack() as running:
-
-        def keep(subject: Any) -> Any:
-            running.callback(subject.process.end)
-            return subject
-
-        services = []
-        for name, start in starters.items():
-            say(f"starting {name}")
-            services.append(keep(start()))
-        _compare(services, usual)
-        say("starting the engines")
-        names = (*ENGINES, BF16_ENGINE) if has_bf16 else ENGINES
-        engines = [keep(EngineAlone(name, threads, material, folder)) for name in names]
-
-        matmuls = MATMULS if has_bf16 else MATMULS[:1]
-        multipliers = [keep(EngineAlone(name, threads, material, folder)) for name in matmuls]
-
-        results["latency"] = {}
-        for (name, picture), rounds in zip(pictures.items(), (80, 30), strict=True):
-            stolen.begin(f"one request, {name}")
-            results["latency"][name] = latency(
-                engines, services, multipliers, 2 if quick else rounds, picture
-            )
-        stolen.begin("one request, with a client process")
-        results["client latency"] = client_latency(services, 2 if quick else 40, usual)
-
-        seconds, rounds = (4.0, 1) if quick else (5.0, 3)
-        stolen.begin("many clients, over connections")
-        connected = [service for service in services if service.address is not None]
-        results["throughput"] = throughput(
-            connected, CLIENTS, seconds, rounds, usual, by=load.by_connections
+    engines, multipliers = (
+        {name: partial(EngineAlone, name, threads, material, folder) for name in names}
+        for names in (
+            (*ENGINES, BF16_ENGINE) if has_bf16 else ENGINES,
+            MATMULS if has_bf16 else MATMULS[:1],
         )
-        stolen.begin("many clients, a process a request")
-        called = [service for service in services if service.client is not None]
-        # Longer, for the first answer of each caller does not count.
-        results["client throughput"] = throughput(
-            called, CALLERS, 2 * seconds, rounds, usual, by=load.by_processes
-        )
-        stolen.begin("growth with the picture")
-        by_size = {size: material.picture_of(size) for size in MEGAPIXELS}
-        grown = [s for s in services if s.name in ("script service", SWIPR)]
-        results["growth"] = growth([engines[1]], grown, by_size, 1 if quick else 5)
-        stolen.begin("client processes")
-        (daemon,) = (service for service in services if service.name == SWIPR)
-        results["client starts"] = starts(daemon, 3 if quick else 40)
+    )
+    results = {
+        "machine": _machine(threads, has_bf16=has_bf16),
+        "quick": quick,
+        **measure_batches(Subjects(services, engines, multipliers), pictures, stolen, quick=quick),
+    }
     stolen.begin("cold starts")
     daemons = {
         SWIPR: [*serve, str(material.cache), *fp32],
@@ -171,25 +125,15 @@ def _measure(
     wholes, parts = cold_starts(daemons, material, folder, 1 if quick else 11, usual)
     results["cold start"] = {"whole": wholes, "parts": parts}
     stolen.begin("memory, one service at a time")
-    results["memory"] = {name: _memory(start(), usual) for name, start in starters.items()}
+    results["memory"] = {name: _memory(start(), usual) for name, start in services.items()}
     idle = [*fp32, "--idle-timeout", str(IDLE_SECONDS)]
     results["idle memory"] = _idle_memory(
         swipr(SWIPR, "compiled fp32", idle, material.cache), usual
     )
     stolen.end()
-    results["stolen"] = stolen.shares
+    results["stolen"] = stolen.shares()
     results["minutes"] = round((time.monotonic() - began) / 60, 1)
     return results
-
-
-def _compare(services: Sequence[Service], picture: Path) -> None:
-    """Fail unless all say the same of a picture: by pillow's filter and in bf16, about."""
-    furthest_allowed = {"script service": 0.05, SWIPR_BF16: TOLERANCES["bf16"]}
-    found = {service.name: service.scores(picture) for service in services}
-    for name, scores in found.items():
-        furthest = max(abs(a - b) for a, b in zip(scores, found[SWIPR], strict=True))
-        if furthest > furthest_allowed.get(name, 1e-4):
-            raise RuntimeError(f"{name} says {scores}, {SWIPR} {found[SWIPR]}")
 
 
 def _memory(service: Service, picture: Path) -> list[dict[str, Any]]:

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from bench.material import USUAL
 from bench.measures import IMPORT_TORCH, paired
-from bench.subjects import SPINNING, SWIPR_BF16
+from bench.subjects import SPINNING, SWIPR, SWIPR_BF16
 
 GFLOP: Final = 8.5
 """Of one forward pass of a ResNeXt-50 32x4d on 224 x 224 pixels, a multiplication and an addition
 counted as two: torchvision's documentation gives 4.23 GFLOPS, counted as one."""
 NOT_HERE: Final = "this processor does not compute in bf16"
-USUAL: Final = "1080x1350"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def goals(results: Mapping[str, Any]) -> Iterator[Goal]:
     """Yield every aim with what ``results`` say of it."""
     usual = results["latency"][USUAL]
     alone, served = usual["engines"], usual["services"]
-    for service, engine in (("swipr", "compiled"), ("swipr, eager", "eager")):
+    for service, engine in ((SWIPR, "compiled"), ("swipr, eager", "eager")):
         whole = alone[engine]["whole"]
         added = statistics.median(a - b for a, b in zip(served[service], whole, strict=True))
         allowed = 1 + 0.03 * statistics.median(whole)
@@ -54,13 +54,13 @@ def goals(results: Mapping[str, Any]) -> Iterator[Goal]:
         )
     script = "script service"
     asked = results["client latency"]
-    yield _at_least("latency, script service to swipr", _ratio(asked[script], asked["swipr"]), 1.5)
+    yield _at_least("latency, script service to swipr", _ratio(asked[script], asked[SWIPR]), 1.5)
     eager = _ratio(asked[script], asked["swipr, eager"])
     yield Goal("the same, to swipr with the script's engine", "", f"{eager:.2f}", None)
     by_processes = {name: cells[16]["rate"] for name, cells in results["client throughput"].items()}
     yield _at_least(
         "pictures a second of 16 callers, to the script service",
-        _ratio(by_processes["swipr"], by_processes[script]),
+        _ratio(by_processes[SWIPR], by_processes[script]),
         1.5,
     )
     if SWIPR_BF16 in asked:
@@ -86,7 +86,7 @@ def goals(results: Mapping[str, Any]) -> Iterator[Goal]:
             ("of the speed of torch.matmul", 0.8),
         ):
             yield Goal(f"bf16: {aim}", f"at least {bound:g}", NOT_HERE, None)
-    cells = results["throughput"]["swipr"]
+    cells = results["throughput"][SWIPR]
     yield _at_least(
         "pictures a second, of 64 clients to those of 4",
         _ratio(cells[64]["rate"], cells[4]["rate"]),
@@ -110,7 +110,7 @@ def goals(results: Mapping[str, Any]) -> Iterator[Goal]:
     yield Goal("the same, its threads spinning as theirs do", "", f"{spinning:.2f}", None)
     cold = results["cold start"]["whole"]
     yield _at_most(
-        "cold start, to an import of torch", _ratio(cold["swipr"], cold[IMPORT_TORCH]), 1.35
+        "cold start, to an import of torch", _ratio(cold[SWIPR], cold[IMPORT_TORCH]), 1.35
     )
     (front,) = results["idle memory"]
     yield Goal(

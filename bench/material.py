@@ -23,6 +23,8 @@ CHECKPOINT: Final = TESTS / "fastai" / "compact.h5.xz"
 PHOTOGRAPHS: Final = ("chelsea.png", "coffee.png")
 QUALITY: Final = 85
 """Of the JPEG files."""
+USUAL: Final = "1080x1350"
+"""The picture of all tables that name none."""
 
 
 class Material:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -48,20 +48,16 @@ def say(words: str) -> None:
 
 
 class Stolen:
-    """How much of the processors' time the host gave to others, a measurement at a time.
-
-    Attributes:
-        shares: by measurement, in percent of the time in which something here could have run.
-    """
+    """How much of the processors' time the host gave to others, a measurement at a time."""
 
     def __init__(self) -> None:
         """Nothing is being measured yet."""
-        self.shares: dict[str, float] = {}
+        self._ticks: dict[str, tuple[int, int]] = {}
         self._name = ""
         self._before = (0, 0)
 
     def begin(self, name: str) -> None:
-        """End the measurement before, and tell who waits that this one begins."""
+        """End the measurement before, and tell who waits that this one begins, or goes on."""
         self.end()
         say(name)
         self._name, self._before = name, _ran_and_stolen()
@@ -69,10 +65,19 @@ class Stolen:
     def end(self) -> None:
         """End the measurement, if there is one."""
         if self._name:
-            now = _ran_and_stolen()
-            ran, stolen = (after - before for after, before in zip(now, self._before, strict=True))
-            self.shares[self._name] = 100 * stolen / max(ran + stolen, 1)
+            ran, stolen = self._ticks.get(self._name, (0, 0))
+            (ran_before, stolen_before), (ran_now, stolen_now) = self._before, _ran_and_stolen()
+            self._ticks[self._name] = (
+                ran + ran_now - ran_before,
+                stolen + stolen_now - stolen_before,
+            )
             self._name = ""
+
+    def shares(self) -> dict[str, float]:
+        """Return, by measurement, percent of the time in which something here could have run."""
+        return {
+            name: 100 * stolen / max(ran + stolen, 1) for name, (ran, stolen) in self._ticks.items()
+        }
 
 
 def _ran_and_stolen() -> tuple[int, int]:
@@ -135,19 +140,17 @@ def client_latency(services: Sequence[Service], rounds: int, picture: Path) -> S
 def growth(
     engines: Sequence[EngineAlone],
     services: Sequence[Service],
-    pictures: dict[float, Path],
-    rounds: int,
+    pictures: Mapping[float, Path],
 ) -> dict[str, dict[float, list[float]]]:
     """Return the milliseconds of one request by megapixels: of services with a client process."""
-    found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for _ in range(rounds):
-        for megapixels, picture in pictures.items():
-            for engine in engines:
-                whole = engine.ask(2, picture)[1]["whole"]
-                found[f"{engine.name}, alone"][megapixels].append(whole)
-            for service in services:
-                found[service.name][megapixels].append(service.run_client(picture))
-    return {name: dict(by_size) for name, by_size in found.items()}
+    found: dict[str, dict[float, list[float]]] = defaultdict(dict)
+    for megapixels, picture in pictures.items():
+        for engine in engines:
+            whole = engine.ask(2, picture)[1]["whole"]
+            found[f"{engine.name}, alone"][megapixels] = [whole]
+        for service in services:
+            found[service.name][megapixels] = [service.run_client(picture)]
+    return found
 
 
 # --- many requests -------------------------------------------------------------------------------
@@ -157,26 +160,18 @@ def throughput(
     services: Iterable[Service],
     counts: Sequence[int],
     seconds: float,
-    rounds: int,
     picture: Path,
     *,
     by: Callable[[Service, int, float, Path], load.Loaded],
 ) -> dict[str, dict[int, dict[str, list[float]]]]:
-    """Return answers a second of each round, and all waits, by clients at the same time."""
-    services, counts = list(services), list(counts)
-    found: dict[str, dict[int, dict[str, list[float]]]] = {
-        service.name: {count: defaultdict(list) for count in counts} for service in services
-    }
-    for _ in range(rounds):
-        for service in services:
-            for count in counts:
-                loaded = by(service, count, seconds, picture)
-                cell = found[service.name][count]
-                cell["rate"].append(loaded.rate)
-                cell["waits"].extend(loaded.waits)
-                cell["before"].extend(loaded.before)
-        # What is compared most closely is one service under many clients and under few.
-        counts.reverse()
+    """Return answers a second, and all waits, by clients at the same time."""
+    found: dict[str, dict[int, dict[str, list[float]]]] = defaultdict(dict)
+    for service in services:
+        for count in counts:
+            loaded = by(service, count, seconds, picture)
+            found[service.name][count] = {
+                "rate": [loaded.rate], "waits": loaded.waits, "before": loaded.before,
+            }  # fmt: skip
     return found
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench.goals import GFLOP, USUAL, goals
+from bench.goals import GFLOP, goals
+from bench.material import USUAL
 from bench.measures import IMPORT_TORCH, paired, quantile
 from bench.plots import write_plots
 
@@ -17,12 +18,12 @@ SHARES: Final = (25, 50, 75, 90, 99)
 HEAD: Final = """# Results
 
 Made by `make bench`, whole and in one run, on one machine; change nothing here. In each table the
-subjects took turns, but for that of memory, where each was alone. Cells are medians; where there
-are brackets, they hold the middle half of what was measured. What was aimed at is held against
-medians of the ratios, or differences, of the same round. All have the same weights, a ResNeXt-50
-of fast.ai 0.7, the same pictures, and as many threads as there are processors; "2 workers" has one
-in each. [README.md](../../README.md) says what is compared with what; `results.json` has the
-numbers.
+subjects took turns, and were started anew now and then, but for that of memory, where each was
+alone. Cells are medians; where there are brackets, they hold the middle half of what was measured.
+What was aimed at is held against medians of the ratios, or differences, of the same round. All have
+the same weights, a ResNeXt-50 of fast.ai 0.7, the same pictures, and as many threads as there are
+processors; "2 workers" has one in each. [README.md](../../README.md) says what is compared with
+what; `results.json` has the numbers.
 
 """
 

@@ -32,6 +32,7 @@ PYTHON: Final = sys.executable
 SWIPRD: Final = str(Path(sys.executable).parent / "swiprd")
 SWIPRCTL: Final = str(Path(sys.executable).parent / "swiprctl")
 
+SWIPR: Final = "swipr"
 SWIPR_BF16: Final = "swipr, bf16"
 MAX_PER_USER: Final = 128
 """Connections: 64 come while as many of the load before may not be gone yet."""

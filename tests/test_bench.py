@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from bench import measures
+from bench.batches import joined
 from bench.goals import goals
 from bench.load import loaded
-from bench.measures import IMPORT_TORCH, quantile, take_turns
+from bench.measures import IMPORT_TORCH, Stolen, quantile, take_turns
 
 ROOT = Path(__file__).parent.parent
 
@@ -88,6 +90,27 @@ def test_turns_are_taken_from_either_end() -> None:
     seen: list[str] = []
     take_turns([partial(seen.append, name) for name in "abc"], 3)
     assert "".join(seen) == "abccbaabc"
+
+
+def test_batches_are_joined_in_their_order() -> None:
+    """For rounds are compared by where they stand; whatever a batch began with."""
+    first = {"latency": {"a": [1.0, 2.0], "b": [3.0]}, "throughput": {1: {"rate": [4.0]}}}
+    second = {"throughput": {1: {"rate": [5.0]}}, "latency": {"b": [6.0], "a": []}}
+    assert joined([first, second]) == {
+        "latency": {"a": [1.0, 2.0], "b": [3.0, 6.0]},
+        "throughput": {1: {"rate": [4.0, 5.0]}},
+    }
+
+
+def test_what_was_stolen_is_of_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not of the time between them."""
+    ticks = iter([(0, 0), (90, 10), (1000, 1000), (1050, 1050)])
+    monkeypatch.setattr(measures, "_ran_and_stolen", lambda: next(ticks))
+    stolen = Stolen()
+    for _ in range(2):
+        stolen.begin("one request")
+        stolen.end()
+    assert stolen.shares() == {"one request": 30}
 
 
 def test_what_serving_adds_is_the_difference_of_one_round() -> None:
