@@ -22,12 +22,15 @@ from torch.nn import functional
 from swiprd.geometry import Axis
 
 STRIP_BYTES: Final = 2**20
-"""Source pixels that are worked on at a time, in bytes."""
+"""Source pixels that are worked on at a time, in bytes; what they are summed to is floats."""
 CHANNELS: Final = 4
 """Of a pixel while it is worked on. The fourth has no meaning; pillow keeps pixels so, and four
 floats can be moved as one number."""
 ROW_END: Final = torch.frombuffer(bytearray(struct.pack("=2f", 1, 0)), dtype=torch.uint8)
 """Ends each row of bytes that torch sums: what they are multiplied by, and what is added then."""
+WIDTH_STEP: Final = 64
+"""Rows of pixels are as long as a multiple of this: for each length torch makes machine code, in
+half a millisecond, and keeps it."""
 MAX_TAPS: Final = 2**16
 """Source rows that are looked at for one piece of the output, about."""
 MAX_SCALED: Final = 2**25
@@ -155,15 +158,19 @@ def _strips(rows: Taps, columns: Taps) -> list[Taps]:
 
 
 def _pixels(image: Image.Image, rows: Taps, columns: Taps, *, turn: bool) -> Tensor:
-    """Return the part that is looked at: uint8 (rows, columns * 4 + 8), with each ROW_END."""
+    """Return the part that is looked at: uint8 (rows, bytes), its end ROW_END in each row.
+
+    The rows are as long as WIDTH_STEP says; what lies beyond the picture is black.
+    """
+    needed = columns.stop - columns.first + len(ROW_END) // CHANNELS
+    stop = columns.first + math.ceil(needed / WIDTH_STEP) * WIDTH_STEP
     if turn:
-        part = image.crop((rows.first, columns.first, rows.stop, columns.stop))
+        part = image.crop((rows.first, columns.first, rows.stop, stop))
         part = part.transpose(Image.Transpose.TRANSPOSE)
     else:
-        part = image.crop((columns.first, rows.first, columns.stop, rows.stop))
-    stride = part.width * CHANNELS + len(ROW_END)
-    packed = bytearray(part.tobytes("raw", "RGBX", stride))
-    pixels = torch.frombuffer(packed, dtype=torch.uint8).view(part.height, stride)
+        part = image.crop((columns.first, rows.first, stop, rows.stop))
+    pixels = torch.frombuffer(bytearray(part.tobytes("raw", "RGBX")), dtype=torch.uint8)
+    pixels = pixels.view(part.height, -1)
     pixels[:, -len(ROW_END) :] = ROW_END
     return pixels
 
@@ -199,7 +206,10 @@ class Taps:
         """Return what ``sum`` would of the bytes as floats, which are never made.
 
         Args:
-            rows: uint8 (source rows, n + 8), each with ROW_END.
+            rows: uint8 (source rows, n + 8), each ended by ROW_END.
+
+        Returns:
+            float32 (outputs, n).
         """
         sums = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
             rows, self.indexes, self.offsets, per_sample_weights=self.weights

@@ -31,7 +31,7 @@ from swiprd.fastai import FASTAI_1
 from swiprd.geometry import Axis
 from swiprd.preprocess import preprocess
 from swiprd.recognise import torchvision_preprocessing
-from swiprd.resample import taps
+from swiprd.resample import ROW_END, resample, taps
 from tests.daemon import CHELSEA, PICTURES
 
 EXACT = 2e-5
@@ -230,6 +230,39 @@ def test_strips_change_no_bit(width: int, height: int, rules: Preprocessing, str
         whole = preprocess(image, rules)
         patch.setattr(swiprd.resample, "STRIP_BYTES", strip)
         assert torch.equal(preprocess(image, rules), whole)
+
+
+@pytest.mark.parametrize("filter", ["area", "linear", "grid"])
+def test_bytes_are_summed_to_the_same_bits_as_floats(filter: str) -> None:
+    """Whatever vector instructions there are, and whether or not they divide a row's length."""
+    generator = torch.Generator().manual_seed(0)
+    for source, scaled, length in itertools.product((9, 300, 1350), (7, 100, 224), (4, 36, 4344)):
+        summed = taps(Axis(0, source, scaled, 0, scaled), filter, between=min(source, 2 * scaled))
+        pixels = torch.randint(256, (source, length), dtype=torch.uint8, generator=generator)
+        ended = torch.cat([pixels, ROW_END.expand(source, -1)], 1)
+        assert torch.equal(summed.sum_bytes(ended), summed.sum(pixels.float()))
+
+
+@pytest.mark.parametrize("size", [(17_000, 3), (3, 17_000), (62, 1), (1, 62), (63, 1), (1, 63)])
+@pytest.mark.parametrize("filter", ["area", "linear", "grid"])
+def test_what_is_not_scaled_stays_as_it_is(size: tuple[int, int], filter: str) -> None:
+    """However wide it is, or high, and where the pixels end that are worked on."""
+    image = noise(*size)
+    columns, rows = (Axis(0, length, length, 0, length) for length in size)
+    assert torch.equal(resample(image, columns, rows, filter), pixels_of(image))
+
+
+def test_the_longer_side_may_be_any_length_when_the_other_is_summed_first() -> None:
+    """A mean of four bytes is exact."""
+    image = noise(8, 17_000)
+    found = resample(image, Axis(0, 8, 2, 0, 2), Axis(0, 17_000, 17_000, 0, 17_000), "area")
+    assert torch.equal(found, pixels_of(image).view(17_000, 2, 4, 3).mean(2))
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """Return float32 (height, width, 3)."""
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, 3).float()
 
 
 def test_a_large_picture_gives_the_same_bits_in_one_piece() -> None:
