@@ -11,8 +11,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BENCH = bench/build/env
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --constraint constraints.txt
-# A line in a .pth file; setuptools' finder for sources would cost every start of Python 8 ms.
-EDITABLE = --config-settings editable_mode=compat --editable
 
 # Where install puts things. DESTDIR, for those who make packages, comes before all of it.
 PREFIX ?= /opt/swipr
@@ -45,7 +43,7 @@ swiprctl.pyz: tools/make_pyz.py $(wildcard swiprctl/*.py swiprctl/commands/*)
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV). Torch is large: this takes minutes."
-	$(PIP) --quiet --progress-bar on $(EDITABLE) .
+	$(PIP) --quiet --progress-bar on --editable .
 	touch $@
 
 # Beside torch, which it takes from the other environment, it has Swipr as make install puts it there.
@@ -58,7 +56,7 @@ bench: $(VENV)/installed
 	$(BENCH)/bin/python -m bench
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(PIP) --quiet $(EDITABLE) '.[test]'
+	$(PIP) --quiet --editable '.[test]'
 	touch $@
 
 install:
