@@ -1,6 +1,6 @@
 # make demo           set everything up, score two photographs through the real daemon, stop it again
 # make test           set everything up, run all tests, linters and the type checker
-# make bench          measure Swipr beside what one would use instead, for half an hour
+# make bench          measure Swipr beside what one would use instead, for three quarters of an hour
 # make soak           try what test tries of faults, for hours
 # make swiprctl.pyz   the client as one file, for any machine with Python
 # make install        as root: the software, its user, units, man pages, completion; the socket is enabled

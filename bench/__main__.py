@@ -19,7 +19,7 @@ from bench import load
 from bench.batches import CLIENTS, Pictures, Subjects, measure_batches
 from bench.cold import cold_starts
 from bench.engines import BF16_ENGINE, ENGINES, MATMULS
-from bench.material import USUAL, Material
+from bench.material import LARGE, USUAL, Material
 from bench.measures import Stolen, memory
 from bench.page import write_results
 from bench.subjects import (
@@ -36,7 +36,7 @@ from bench.subjects import (
 from swiprd.compiled import this_host
 from swiprd.process import ENVIRONMENT
 
-PICTURES: Final = {USUAL: (1080, 1350), "12 megapixels": (4000, 3000)}
+PICTURES: Final = {USUAL: (1080, 1350), LARGE: (4000, 3000)}
 MEGAPIXELS: Final = (0.1, 0.5, 1.5, 5, 12, 24, 48)
 IDLE_SECONDS: Final = 1
 MEMORY_PICTURES: Final = 10
@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output",
         type=Path,
         metavar="DIR",
-        help="where results go [bench/results/bf16, or fp32 where the processor has no bf16]",
+        help="where results go [bench/results/bf16, or fp32 where the processor has no bf16;"
+        " bench/build/quick with --quick]",
     )
     parser.add_argument(
         "--material",
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     material.make(threads, ("fp32", "bf16") if has_bf16 else ("fp32",))
     with tempfile.TemporaryDirectory(prefix="swipr-") as folder:
         results = _measure(Path(folder), material, threads, has_bf16=has_bf16, quick=args.quick)
-    output = args.output or BENCH / "results" / ("bf16" if has_bf16 else "fp32")
+    kept = BENCH / "results" / ("bf16" if has_bf16 else "fp32")
+    output = args.output or (BENCH / "build" / "quick" if args.quick else kept)
     write_results(results, output)
     print(output / "RESULTS.md")
     return 0

@@ -1,7 +1,7 @@
 """What is measured beside one another, in batches: each starts all services and engines anew.
 
-Two processes of one engine differ by some percent, for as long as they live: it depends on which
-memory they were given. So each is started several times, and what it was in every life counts.
+Two processes of one engine differ by some percent for as long as they live, and after another start
+by others. So each is started several times, and what it was in every life counts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import load
-from bench.material import USUAL
+from bench.material import LARGE, USUAL
 from bench.measures import (
     Stolen,
     client_latency,
@@ -48,8 +48,8 @@ class Amount:
     starts: int
 
 
-WHOLE: Final = Amount({USUAL: 20, "12 megapixels": 8}, 10, 5.0, 10)
-QUICK: Final = Amount({USUAL: 2, "12 megapixels": 2}, 2, 4.0, 3)
+WHOLE: Final = Amount({USUAL: 20, LARGE: 8}, 10, 5.0, 10)
+QUICK: Final = Amount({USUAL: 2, LARGE: 2}, 2, 4.0, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +73,11 @@ def measure_batches(
     subjects: Subjects, pictures: Pictures, stolen: Stolen, *, quick: bool
 ) -> dict[str, Any]:
     """Return all that is measured while everything runs beside everything, of all batches."""
-    if quick:
-        return _batch(subjects, pictures, stolen, QUICK, backwards=False)
+    amount, count = (QUICK, 1) if quick else (WHOLE, BATCHES)
     batches = []
-    for number in range(BATCHES):
-        say(f"batch {number + 1} of {BATCHES}")
-        batches.append(_batch(subjects, pictures, stolen, WHOLE, backwards=number % 2 == 1))
+    for number in range(count):
+        say(f"batch {number + 1} of {count}")
+        batches.append(_batch(subjects, pictures, stolen, amount, backwards=number % 2 == 1))
     return joined(batches)
 
 
@@ -117,8 +116,7 @@ def _batch(
 ) -> dict[str, Any]:
     usual = pictures.named[USUAL]
     found: dict[str, Any] = {"latency": {}}
-    # One service under many clients and under few is what is compared most closely.
-    clients, callers = (counts[::-1] if backwards else counts for counts in (CLIENTS, CALLERS))
+    step = -1 if backwards else 1
     with _started(subjects, backwards=backwards) as (services, engines, multipliers):
         _compare(services, usual)
         for name, rounds in amount.rounds.items():
@@ -131,13 +129,13 @@ def _batch(
         stolen.begin("many clients, over connections")
         connected = [service for service in services if service.address is not None]
         found["throughput"] = throughput(
-            connected, clients, amount.seconds, usual, by=load.by_connections
+            connected[::step], CLIENTS[::step], amount.seconds, usual, by=load.by_connections
         )
         stolen.begin("many clients, a process a request")
         called = [service for service in services if service.client is not None]
         # Longer, for the first answer of each caller does not count.
         found["client throughput"] = throughput(
-            called, callers, 2 * amount.seconds, usual, by=load.by_processes
+            called[::step], CALLERS[::step], 2 * amount.seconds, usual, by=load.by_processes
         )
         stolen.begin("growth with the picture")
         grown = [service for service in services if service.name in ("script service", SWIPR)]

@@ -14,7 +14,8 @@ from typing import Final
 from bench.subjects import Service
 
 ROUNDS: Final = 1.5
-"""Answers to each client, at least: what is asked when one begins has gone through the queue."""
+"""Answers for each client, on the average, before a load may end: what was asked when it began has
+gone through the queue by then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ QUALITY: Final = 85
 """Of the JPEG files."""
 USUAL: Final = "1080x1350"
 """The picture of all tables that name none."""
+LARGE: Final = "12 megapixels"
 
 
 class Material:

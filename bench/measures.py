@@ -1,8 +1,9 @@
-"""The measurements. In each, the subjects take turns, so that a busy moment strikes all alike."""
+"""The measurements. The subjects take turns, so that a busy moment strikes all alike."""
 
 from __future__ import annotations
 
 import math
+import statistics
 import subprocess
 import sys
 import time
@@ -146,10 +147,11 @@ def growth(
     found: dict[str, dict[float, list[float]]] = defaultdict(dict)
     for megapixels, picture in pictures.items():
         for engine in engines:
-            whole = engine.ask(2, picture)[1]["whole"]
-            found[f"{engine.name}, alone"][megapixels] = [whole]
+            asked = engine.ask(TURN, picture)
+            found[f"{engine.name}, alone"][megapixels] = [parts["whole"] for parts in asked[1:]]
         for service in services:
-            found[service.name][megapixels] = [service.run_client(picture)]
+            taken = [service.run_client(picture) for _ in range(TURN)]
+            found[service.name][megapixels] = taken[1:]
     return found
 
 
@@ -178,6 +180,14 @@ def throughput(
 def quantile(values: Sequence[float], share: float) -> float:
     """Return the value that ``share`` of ``values`` do not exceed, by nearest rank."""
     return sorted(values)[math.ceil(share * len(values)) - 1]
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Return the median and the middle half, as in ``70.1 (68.0 to 72.3)``."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}"
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 # --- processes -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,20 +11,20 @@ from typing import Any, Final
 
 from bench.goals import GFLOP, goals
 from bench.material import USUAL
-from bench.measures import IMPORT_TORCH, paired, quantile
+from bench.measures import IMPORT_TORCH, paired, quantile, spread
 from bench.plots import write_plots
 
-SHARES: Final = (25, 50, 75, 90, 99)
+SHARES: Final = (25, 75, 90, 99)
 
 HEAD: Final = """# Results
 
 Made by `make bench`, whole and in one run, on one machine; change nothing here. In each table the
-subjects took turns, and were started anew now and then, but for that of memory, where each was
-alone. Cells are medians; where there are brackets, they hold the middle half of what was measured.
-What was aimed at is held against medians of the ratios, or differences, of the same round. All have
-the same weights, a ResNeXt-50 of fast.ai 0.7, the same pictures, and as many threads as there are
-processors; "2 workers" has one in each. [README.md](../../README.md) says what is compared with
-what; `results.json` has the numbers.
+subjects took turns, and were started anew four times, but for those of cold starts and of memory,
+where each was alone. Cells are medians; where there are brackets, they hold the middle half of what
+was measured. What was aimed at is held against medians of the ratios, or differences, of the same
+round. All have the same weights, a ResNeXt-50 of fast.ai 0.7, the same pictures, and as many
+threads as there are processors; "2 workers" has one in each. `bench/README.md` says what is
+compared with what; `results.json` has the numbers.
 
 """
 
@@ -31,7 +32,9 @@ what; `results.json` has the numbers.
 def write_results(results: Mapping[str, Any], folder: Path) -> None:
     """Write the files into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(_summed(results), indent=1) + "\n")
+    aims = [dataclasses.asdict(goal) for goal in goals(results)]
+    numbers = {**_summed(results), "aims": aims}
+    (folder / "results.json").write_text(json.dumps(numbers, indent=1) + "\n")
     write_plots(results, folder)
     (folder / "RESULTS.md").write_text(HEAD + "\n".join(_sections(results)))
 
@@ -189,14 +192,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Return the median and the middle half, as in ``70.1 (68.0 to 72.3)``."""
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f}"
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
 def _summed(found: Any) -> Any:
     """Return the results with each list of measurements summed up."""
     if isinstance(found, Mapping):
@@ -205,6 +200,7 @@ def _summed(found: Any) -> Any:
         return {
             "count": len(found),
             "least": round(min(found), 3),
+            "median": round(statistics.median(found), 3),
             **{f"p{share}": round(quantile(found, share / 100), 3) for share in SHARES},
             "most": round(max(found), 3),
         }
