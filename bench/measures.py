@@ -170,6 +170,7 @@ def throughput(
     found: dict[str, dict[int, dict[str, list[float]]]] = defaultdict(dict)
     for service in services:
         for count in counts:
+            say(f"{service.name}, {count} at a time")
             loaded = by(service, count, seconds, picture)
             found[service.name][count] = {
                 "rate": [loaded.rate], "waits": loaded.waits, "before": loaded.before,
