@@ -29,8 +29,8 @@ floats can be moved as one number."""
 ROW_END: Final = torch.frombuffer(bytearray(struct.pack("=2f", 1, 0)), dtype=torch.uint8)
 """Ends each row of bytes that torch sums: what they are multiplied by, and what is added then."""
 WIDTH_STEP: Final = 64
-"""Rows of pixels are as long as a multiple of this: for each length torch makes machine code, in
-half a millisecond, and keeps it."""
+"""Rows of more pixels are as long as a multiple of this: for each length torch makes machine code,
+in half a millisecond, and keeps it."""
 MAX_TAPS: Final = 2**16
 """Source rows that are looked at for one piece of the output, about."""
 MAX_SCALED: Final = 2**25
@@ -152,7 +152,7 @@ def _pieces(axis: Axis) -> list[Axis]:
 def _strips(rows: Taps, columns: Taps) -> list[Taps]:
     """Cut ``rows`` into parts that stay in the processor's cache, before and after the sums."""
     height = max(rows.stop - rows.first, len(rows))
-    width = max(columns.stop - columns.first, len(columns))
+    width = max(_width(columns), len(columns))
     count = math.ceil(height * width * CHANNELS / STRIP_BYTES)
     return rows.split(math.ceil(len(rows) / count))
 
@@ -160,10 +160,9 @@ def _strips(rows: Taps, columns: Taps) -> list[Taps]:
 def _pixels(image: Image.Image, rows: Taps, columns: Taps, *, turn: bool) -> Tensor:
     """Return the part that is looked at: uint8 (rows, bytes), its end ROW_END in each row.
 
-    The rows are as long as WIDTH_STEP says; what lies beyond the picture is black.
+    What lies beyond the picture is black.
     """
-    needed = columns.stop - columns.first + len(ROW_END) // CHANNELS
-    stop = columns.first + math.ceil(needed / WIDTH_STEP) * WIDTH_STEP
+    stop = columns.first + _width(columns)
     if turn:
         part = image.crop((rows.first, columns.first, rows.stop, stop))
         part = part.transpose(Image.Transpose.TRANSPOSE)
@@ -173,6 +172,12 @@ def _pixels(image: Image.Image, rows: Taps, columns: Taps, *, turn: bool) -> Ten
     pixels = pixels.view(part.height, -1)
     pixels[:, -len(ROW_END) :] = ROW_END
     return pixels
+
+
+def _width(columns: Taps) -> int:
+    """Return the length in pixels of the rows that are worked on, with room for ROW_END."""
+    needed = columns.stop - columns.first + len(ROW_END) // CHANNELS
+    return needed if needed <= WIDTH_STEP else math.ceil(needed / WIDTH_STEP) * WIDTH_STEP
 
 
 @dataclass(frozen=True, slots=True)
