@@ -24,6 +24,7 @@ from swiprd.daemon import SIGNALS, Daemon
 from swiprd.detach import DetachError, PidFile, check_syslog, detach, open_log
 from swiprd.listen import ListenError, OwnSocket
 from swiprd.log import start_logging
+from swiprd.process import ENVIRONMENT
 from swiprd.systemd import ActivationError, is_journal, listen_fds, service_manager
 
 log = logging.getLogger("swiprd")
@@ -151,6 +152,8 @@ def _detach(log_file: str | None, pid_file: PidFile, listeners: Sequence[socket.
 def _run_command(words: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # so that nothing is left behind
+    # Torch's threads read it as they are loaded: what compile measures is to be what a worker does.
+    os.environ.setdefault("GOMP_SPINCOUNT", ENVIRONMENT["GOMP_SPINCOUNT"])
     try:
         # Only now: these import torch, which the daemon's front never does.
         from swiprd.commands import run_command

@@ -204,6 +204,16 @@ def test_the_command_says_what_it_is_at_on_standard_error(result: Compiled) -> N
     assert comparing == COMPARING
 
 
+@pytest.mark.parametrize(("given", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_what_is_measured_has_the_threads_of_a_worker(given: dict[str, str], expected: str) -> None:
+    """Beside one busy process, threads that look for work as long as libgomp's own do took 24
+    times as long.
+    """
+    done = swiprd("show", DEFAULT_BUNDLE, OMP_DISPLAY_ENV="VERBOSE", **given)
+    assert done.returncode == 0, done.stderr
+    assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr
+
+
 def test_the_command_leaves_a_form_and_nothing_else(result: Compiled) -> None:
     """Two files where compiled forms are, and none where temporary files are."""
     assert result.done.returncode == 0
