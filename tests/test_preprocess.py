@@ -56,6 +56,12 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.frombytes("RGB", (width, height), data)
 
 
+def pixels_of(image: Image.Image) -> Tensor:
+    """Return float32 (height, width, 3)."""
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, 3).float()
+
+
 def overlaps(source: int, scaled: int, start: int, count: int) -> Tensor:
     """Return how much of each output pixel is covered by each of ``source`` pixels.
 
@@ -81,12 +87,12 @@ def scaled_and_start(side: int, image: Image.Image, rules: Preprocessing) -> tup
 def reference(image: Image.Image, rules: Preprocessing) -> Tensor:
     """Do the same slowly, in double precision, and with every pixel: (3, crop, crop)."""
     width, height = image.size
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    pixels = pixels_of(image).double()
     rows, columns = (
         overlaps(side, *scaled_and_start(side, image, rules), rules.crop)
         for side in (height, width)
     )
-    scaled_rows = (rows @ pixels.double().view(height, -1)).view(rules.crop, width, 3)
+    scaled_rows = (rows @ pixels.view(height, -1)).view(rules.crop, width, 3)
     result = torch.einsum("cw,rwk->krc", columns, scaled_rows) / rules.scale
     mean, std = (torch.tensor(x, dtype=torch.float64) for x in (rules.mean, rules.std))
     return (result - mean[:, None, None]) / std[:, None, None]
@@ -257,12 +263,6 @@ def test_the_longer_side_may_be_any_length_when_the_other_is_summed_first() -> N
     image = noise(8, 17_000)
     found = resample(image, Axis(0, 8, 2, 0, 2), Axis(0, 17_000, 17_000, 0, 17_000), "area")
     assert torch.equal(found, pixels_of(image).view(17_000, 2, 4, 3).mean(2))
-
-
-def pixels_of(image: Image.Image) -> Tensor:
-    """Return float32 (height, width, 3)."""
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, 3).float()
 
 
 def test_a_large_picture_gives_the_same_bits_in_one_piece() -> None:
@@ -449,11 +449,9 @@ def test_a_squished_ribbon_is_exact_too(size: tuple[int, int]) -> None:
         RULES, fit="squish", short_side=32, crop=32, mean=(0.0,) * 3, std=(1.0,) * 3
     )
     image = noise(*size)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    pixels = pixels_of(image).double()
     rows, columns = (overlaps(side, 32, 0, 32) for side in reversed(image.size))
-    summed = torch.einsum(
-        "rh,hwk,cw->krc", rows, pixels.double().view(image.height, image.width, 3), columns
-    )
+    summed = torch.einsum("rh,hwk,cw->krc", rows, pixels, columns)
     assert float((preprocess(image, rules)[0].double() - summed / 255).abs().max()) <= EXACT
 
 
